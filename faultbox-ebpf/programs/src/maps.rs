@@ -1,0 +1,74 @@
+//! The maps. User space may raise the number of entries when it loads them.
+
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuHashMap, RingBuf};
+use aya_ebpf::macros::btf_map;
+use faultbox_ebpf_common::{
+    CallClass, CallKey, CallStats, Cut, CutKey, Dial, PortKey, RINGS, Redirect, RedirectKey, Refusals,
+    Service, lost,
+};
+
+/// The services by their cgroups' ids.
+#[btf_map]
+pub static SERVICES: HashMap<u64, Service, 1024> = HashMap::new();
+
+/// What came of each service's calls.
+#[btf_map]
+pub static STATS: PerCpuHashMap<CallKey, CallStats, 1024> = PerCpuHashMap::new();
+
+/// Which calls have a meaning beyond their number.
+#[btf_map]
+pub static CLASSES: Array<CallClass, 512> = Array::new();
+
+/// A thread inside a call.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Start {
+    /// When it entered.
+    pub at_ns: u64,
+    /// Which call.
+    pub nr: u64,
+    /// Its path argument, if it has one.
+    pub path: u64,
+    /// The directory of a relative path.
+    pub directory: i64,
+}
+
+/// The threads of services, by thread id: what they are in, or were in last.
+#[btf_map]
+pub static STARTS: LruHashMap<u32, Start, 8192> = LruHashMap::new();
+
+/// One ring per test that is running.
+#[btf_map]
+pub static STREAMS: ArrayOfMaps<RingBuf<u8, 4096>, { RINGS as usize }> = ArrayOfMaps::new();
+
+/// What was not counted or not streamed, by ring and cause.
+#[btf_map]
+pub static LOST: Array<u64, { (RINGS * lost::CAUSES) as usize }> = Array::new();
+
+/// Destinations that lead to proxies.
+#[btf_map]
+pub static REDIRECTS: HashMap<RedirectKey, Redirect, 4096> = HashMap::new();
+
+/// Destinations that are refused, by the slot of the service that is refused them.
+#[btf_map]
+pub static REFUSALS: HashMap<u32, Refusals, 256> = HashMap::new();
+
+/// How often each rule refused.
+#[btf_map]
+pub static REFUSED: HashMap<u64, u64, 4096> = HashMap::new();
+
+/// Connections that services have made, by their socket's cookie.
+#[btf_map]
+pub static DIALS: LruHashMap<u64, Dial, 16384> = LruHashMap::new();
+
+/// Which service a port belongs to.
+#[btf_map]
+pub static PORTS: LruHashMap<PortKey, u32, 16384> = LruHashMap::new();
+
+/// Flows that are cut or lossy.
+#[btf_map]
+pub static CUTS: HashMap<CutKey, Cut, 1024> = HashMap::new();
+
+/// Not zero once the run has cut anything: before, packets are not looked at.
+#[btf_map]
+pub static ARMED: Array<u64, 1> = Array::new();

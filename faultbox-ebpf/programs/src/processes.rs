@@ -1,0 +1,124 @@
+//! Processes of services: how they begin, what they become, how they end.
+//!
+//! These tracepoints hand out kernel structures (include/trace/events/sched.h); the few fields that are read are at offsets that user
+//! space took from the kernel's BTF.
+
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes,
+};
+use aya_ebpf::macros::{btf_map, raw_tracepoint};
+use aya_ebpf::programs::RawTracePointContext;
+use faultbox_ebpf_common::{OpenRecord, PATH, ProcessRecord, kind, want};
+
+use crate::maps::STARTS;
+use crate::{service, stream};
+
+/// Offset of `pid` in `struct task_struct`; 0 if not known, like all of these.
+#[unsafe(no_mangle)]
+static TASK_PID: u32 = 0;
+/// Offset of `tgid` in `struct task_struct`.
+#[unsafe(no_mangle)]
+static TASK_TGID: u32 = 0;
+/// Offset of `exit_code` in `struct task_struct`.
+#[unsafe(no_mangle)]
+static TASK_EXIT_CODE: u32 = 0;
+/// Offset of `filename` in `struct linux_binprm`.
+#[unsafe(no_mangle)]
+static BINPRM_FILENAME: u32 = 0;
+
+/// Records with paths are too large for the stack.
+#[btf_map]
+static PROGRAM: PerCpuArray<OpenRecord, 1> = PerCpuArray::new();
+
+/// Reads the field at a constant's offset, if that is known.
+macro_rules! field {
+    ($base:expr, $offset:ident, $kind:ty) => {{
+        // SAFETY: a read of our own constant; volatile, because user space sets it after compilation.
+        let offset = unsafe { core::ptr::read_volatile(&raw const $offset) } as usize;
+        if offset == 0 {
+            None
+        } else {
+            // SAFETY: the helper checks the address.
+            unsafe { bpf_probe_read_kernel($base.wrapping_add(offset).cast::<$kind>()) }.ok()
+        }
+    }};
+}
+
+/// A task was made, in its parent's context: `(struct task_struct *parent, struct task_struct *child)`.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn fork(context: RawTracePointContext) -> i32 {
+    let Some(service) = service::current() else {
+        return 0;
+    };
+    if service.wants & want::PROCESS == 0 {
+        return 0;
+    }
+    let child: *const u8 = context.arg(1);
+    let (Some(pid), Some(tgid)) = (
+        field!(child, TASK_PID, i32),
+        field!(child, TASK_TGID, i32),
+    ) else {
+        return 0;
+    };
+    // A thread is no process of its own.
+    if pid == tgid {
+        let record = ProcessRecord {
+            header: stream::header(kind::FORK, &service),
+            value: i64::from(pid),
+        };
+        stream::send(&service, &record);
+    }
+    0
+}
+
+/// A process runs another program now: `(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn exec(context: RawTracePointContext) -> i32 {
+    let Some(service) = service::current() else {
+        return 0;
+    };
+    if service.wants & want::PROCESS == 0 {
+        return 0;
+    }
+    let Some(scratch) = PROGRAM.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: this CPU's own value; the hook runs in process context and does not nest.
+    let record = unsafe { &mut *scratch };
+    record.call.header = stream::header(kind::EXEC, &service);
+    record.call.nr = 0;
+    record.call.returned = 0;
+    record.call.duration_ns = 0;
+    record.directory = 0;
+    let program: *const u8 = context.arg(2);
+    record.length = match field!(program, BINPRM_FILENAME, *const u8) {
+        // SAFETY: the helper checks the address.
+        Some(name) => unsafe { bpf_probe_read_kernel_str_bytes(name, &mut record.path) }
+            .map_or(0, |text| (text.len() + 1).min(PATH) as u32),
+        None => 0,
+    };
+    stream::send(&service, record);
+    0
+}
+
+/// A task ends, in its own context: `(struct task_struct *p)`.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn end(context: RawTracePointContext) -> i32 {
+    let Some(service) = service::current() else {
+        return 0;
+    };
+    let id = bpf_get_current_pid_tgid();
+    let _ = STARTS.remove(&(id as u32));
+    // The first thread stands for its process.
+    if service.wants & want::PROCESS == 0 || (id >> 32) as u32 != id as u32 {
+        return 0;
+    }
+    let task: *const u8 = context.arg(0);
+    let record = ProcessRecord {
+        header: stream::header(kind::EXIT, &service),
+        value: field!(task, TASK_EXIT_CODE, i32).map_or(-1, i64::from),
+    };
+    stream::send(&service, &record);
+    0
+}

@@ -1,0 +1,121 @@
+//! Connections that services have made, from the first packet to the last.
+//!
+//! Their ports are written down here, before the peer can have accepted: a proxy learns from them who is calling.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING,
+    BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, BPF_TCP_TIME_WAIT,
+};
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+use faultbox_ebpf_common::{ConnectRecord, Dial, Header, kind, want};
+
+use crate::maps::DIALS;
+use crate::{dial, stream};
+
+/// Follows TCP sockets. Its result only matters for questions that are not asked of it.
+#[sock_ops]
+pub fn follow(context: SockOpsContext) -> u32 {
+    match context.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => begin(&context),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&context),
+        BPF_SOCK_OPS_STATE_CB if context.arg(1) == BPF_TCP_CLOSE => closed(&context),
+        _ => {}
+    }
+    0
+}
+
+#[inline(always)]
+fn dialled(context: &SockOpsContext) -> Option<(u64, Dial)> {
+    // SAFETY: the context is the one that this program was called with.
+    let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
+    Some((cookie, dial::of_cookie(cookie)?))
+}
+
+#[inline(always)]
+fn begin(context: &SockOpsContext) {
+    let Some((_, dial)) = dialled(context) else {
+        return;
+    };
+    // The port is known now, and the SYN has not left yet.
+    dial::own_port(&dial.service, dial.sent.proto, context.local_port());
+    let _ = context.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+}
+
+#[inline(always)]
+fn established(context: &SockOpsContext) {
+    let Some((_, dial)) = dialled(context) else {
+        return;
+    };
+    if dial.service.wants & want::CONNECT != 0 {
+        stream::send(&dial.service, &record(context, &dial, kind::CONNECTED));
+    }
+}
+
+#[inline(always)]
+fn closed(context: &SockOpsContext) {
+    let Some((cookie, dial)) = dialled(context) else {
+        return;
+    };
+    if dial.service.wants & want::CONNECT != 0 {
+        let never = context.arg(0) == BPF_TCP_SYN_SENT;
+        let mut record = record(
+            context,
+            &dial,
+            if never { kind::FAILED } else { kind::CLOSED },
+        );
+        // SAFETY: the kernel passes a valid context.
+        let ops = unsafe { &*context.ops };
+        let (sent, received) = markers(context.arg(0), ops.snd_una == ops.snd_nxt);
+        record.sent_bytes = ops.bytes_acked.saturating_sub(sent);
+        record.received_bytes = ops.bytes_received.saturating_sub(received);
+        record.errno = 0;
+        stream::send(&dial.service, &record);
+    }
+    let _ = DIALS.remove(&cookie);
+}
+
+/// The kernel counts sequence numbers, of which SYN and FIN take one each (RFC 9293, section 3.4): how many of the sent and of the
+/// received ones are no payload, by the state that the connection was in, and whether all that it sent has been acknowledged.
+///
+/// From FIN_WAIT2 a closed socket goes either with the peer's FIN or, once its own is acknowledged, without it; the former is taken for
+/// granted, so that one byte may be missing from what was received.
+#[inline(always)]
+fn markers(state: u32, all_acked: bool) -> (u64, u64) {
+    let fin_sent = match state {
+        BPF_TCP_FIN_WAIT2 | BPF_TCP_TIME_WAIT => true,
+        BPF_TCP_FIN_WAIT1 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK => all_acked,
+        _ => false,
+    };
+    let fin_received = matches!(
+        state,
+        BPF_TCP_FIN_WAIT2
+            | BPF_TCP_TIME_WAIT
+            | BPF_TCP_CLOSING
+            | BPF_TCP_CLOSE_WAIT
+            | BPF_TCP_LAST_ACK
+    );
+    (1 + u64::from(fin_sent), u64::from(fin_received))
+}
+
+#[inline(always)]
+fn record(context: &SockOpsContext, dial: &Dial, kind: u32) -> ConnectRecord {
+    ConnectRecord {
+        header: Header {
+            kind,
+            slot: dial.service.slot,
+            // SAFETY: a helper without pointers.
+            at_ns: unsafe { bpf_ktime_get_ns() },
+            pid: dial.pid,
+            tid: 0,
+            comm: [0; 16],
+        },
+        wanted: dial.wanted,
+        sent: dial.sent,
+        local_port: context.local_port(),
+        ..ConnectRecord::default()
+    }
+}

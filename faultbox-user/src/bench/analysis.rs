@@ -1,0 +1,415 @@
+//! From blocks to conclusions.
+
+use faultbox_contract::Meter;
+use hdrhistogram::Histogram;
+
+use super::drive::{Block, Taken};
+use super::plan::{Plan, Skipped, Subject};
+use super::stats::{self, Amount, Interval, Pair, Pairs};
+use crate::bench::machine::Machine;
+use crate::plan::MeterSnapshot;
+use crate::report::budget::Quantile;
+use crate::workload::Shape;
+
+/// A whole bench, ready to be shown.
+#[derive(Debug, Clone)]
+pub struct Bench {
+    /// The spec as the user named it.
+    pub spec: String,
+    /// The seed of what the spec draws, and of the bootstrap.
+    pub seed: u64,
+    /// Wall time.
+    pub duration_ms: f64,
+    /// How it was planned.
+    pub plan: Plan,
+    /// Where it ran.
+    pub machine: Machine,
+    /// In the order of the plan.
+    pub subjects: Vec<Finding>,
+    /// What was not measured, and why.
+    pub skipped: Vec<Skipped>,
+    /// Said once.
+    pub notes: Vec<String>,
+}
+
+/// What was found about one subject.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// What was driven.
+    pub subject: Subject,
+    /// In the order of [`Quantile::ALL`].
+    pub rows: Vec<Row>,
+    /// Answered calls a second, other by base.
+    pub throughput: Option<Interval>,
+    /// Faultbox's CPU time per call, other by base: the generator's is in both, the proxy's or the supervisor's in one.
+    pub own_cpu: Option<Interval>,
+    /// CPU time per call in microseconds, base and other: faultbox's, then each service's.
+    pub cpu: Vec<Spent>,
+    /// What the proxies, or the supervisor, measured of themselves.
+    pub inside: Vec<Inside>,
+    /// Calls by side: base, other.
+    pub sides: [Side; 2],
+    /// The blocks.
+    pub blocks: Vec<Block>,
+    /// Why there are none, or not all.
+    pub error: Option<String>,
+}
+
+/// A quantile of the latency, in nanoseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Which one.
+    pub quantile: Quantile,
+    /// Without what is measured: around the proxy, or with nothing armed. NaN without a call.
+    pub base: f64,
+    /// With it; NaN without a call.
+    pub other: f64,
+    /// What that added; `None` if there are too few calls or blocks to say.
+    pub added: Option<Interval>,
+    /// How far the base differs from itself in the same bench: what no verdict can go below. Half of an interval.
+    pub noise: Option<f64>,
+}
+
+/// What a process took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spent {
+    /// "faultbox", or the service.
+    pub name: String,
+    /// Microseconds of CPU per call, base.
+    pub base_us: f64,
+    /// Microseconds of CPU per call, other.
+    pub other_us: f64,
+    /// The most memory seen after a block, in bytes.
+    pub memory: u64,
+}
+
+/// A proxy's or a supervisor's own measure.
+#[derive(Debug, Clone)]
+pub struct Inside {
+    /// "db.pg" for a proxy, "db" for a supervisor.
+    pub name: String,
+    /// Requests, or trapped calls.
+    pub requests: u64,
+    /// Nanoseconds, in the order of [`Quantile::ALL`].
+    pub added: Vec<u64>,
+}
+
+/// All blocks of one side.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Side {
+    /// Calls.
+    pub count: u64,
+    /// Calls that failed.
+    pub failed: u64,
+    /// By kind, the most frequent first.
+    pub errors: Vec<(String, u64)>,
+    /// Answered calls a second.
+    pub rate: f64,
+    /// Blocks in which the generator could not keep the rate.
+    pub overloaded: u64,
+}
+
+impl Finding {
+    /// Concludes from what was taken.
+    pub fn of(subject: Subject, taken: Taken, seed: u64) -> Finding {
+        let Taken {
+            blocks,
+            inside,
+            error,
+        } = taken;
+        let neighbours = neighbours(&blocks);
+        let latencies: Vec<Pair> = neighbours
+            .iter()
+            .map(|(base, other)| Pair {
+                base: base.pairs.clone(),
+                other: other.pairs.clone(),
+            })
+            .collect();
+        let shares = Quantile::ALL.map(Quantile::share);
+        let compared = stats::compare(&latencies, &shares, seed);
+        let itself = stats::compare(&with_itself(&blocks), &shares, seed);
+        let rows = (0..shares.len())
+            .map(|i| Row {
+                quantile: Quantile::ALL[i],
+                base: compared.base[i],
+                other: compared.other[i],
+                added: compared.added[i],
+                noise: itself.added[i].map(|i| i.noise()),
+            })
+            .collect();
+        let per = |pick: &dyn Fn(&Block) -> Amount| {
+            let pairs: Vec<_> = neighbours.iter().map(|(d, m)| (pick(d), pick(m))).collect();
+            stats::ratio(&pairs, seed)
+        };
+        let answered = |b: &Block| (b.count() - b.unsent.min(b.count())) as f64;
+        Finding {
+            rows,
+            throughput: match subject.shape {
+                // The rate of an open loop is what was asked for.
+                Shape::Open { .. } => None,
+                Shape::Closed { .. } => per(&|b| Amount {
+                    of: answered(b),
+                    per: b.took.as_secs_f64(),
+                }),
+            },
+            own_cpu: per(&|b| Amount {
+                of: b.own.cpu.as_secs_f64(),
+                per: answered(b),
+            }),
+            cpu: spent(&blocks),
+            inside: inside.iter().map(Inside::of).collect(),
+            sides: [true, false].map(|base| Side::of(&blocks, base)),
+            subject,
+            blocks,
+            error,
+        }
+    }
+
+    /// All latencies of one side.
+    pub fn latency(&self, base: bool) -> Histogram<u64> {
+        let mut all = Histogram::new(3).expect("three digits are valid");
+        for block in self.blocks.iter().filter(|b| b.base == base) {
+            for (ns, n) in &block.pairs {
+                // A histogram that grows takes every value.
+                let _ = all.record_n(*ns, *n);
+            }
+        }
+        all
+    }
+}
+
+/// Each block beside the one that was taken just before or after it on the other side: base, other.
+fn neighbours(blocks: &[Block]) -> Vec<(&Block, &Block)> {
+    let pair = |two: &'_ [Block]| match two[0].base {
+        true => (0, 1),
+        false => (1, 0),
+    };
+    blocks
+        .chunks_exact(2)
+        .filter(|two| two[0].base != two[1].base)
+        .map(|two| {
+            let (base, other) = pair(two);
+            (&two[base], &two[other])
+        })
+        .collect()
+}
+
+/// The base's blocks paired with each other: what a comparison of the same with the same gives here. The first of a pair is now the base and now
+/// the other, so that a drift cancels as it does in the real comparison.
+fn with_itself(blocks: &[Block]) -> Vec<Pair> {
+    let own: Vec<&Pairs> = blocks.iter().filter(|b| b.base).map(|b| &b.pairs).collect();
+    own.chunks_exact(2)
+        .enumerate()
+        .map(|(i, two)| {
+            let (base, other) = match i % 2 {
+                0 => (two[0], two[1]),
+                _ => (two[1], two[0]),
+            };
+            Pair {
+                base: base.clone(),
+                other: other.clone(),
+            }
+        })
+        .collect()
+}
+
+fn spent(blocks: &[Block]) -> Vec<Spent> {
+    let Some(first) = blocks.first() else {
+        return vec![];
+    };
+    let reading = |block: &Block, name: Option<&str>| match name {
+        None => block.own,
+        Some(name) => {
+            let found = block.services.iter().find(|(n, _)| n == name);
+            found.map(|(_, r)| *r).unwrap_or_default()
+        }
+    };
+    let names = first.services.iter().map(|(name, _)| Some(name.as_str()));
+    std::iter::once(None)
+        .chain(names)
+        .map(|name| {
+            let per_call = |base: bool| {
+                let side = || blocks.iter().filter(|b| b.base == base);
+                let cpu: f64 = side().map(|b| reading(b, name).cpu.as_secs_f64()).sum();
+                // Calls that were never begun took nothing.
+                let answered = |b: &Block| b.count() - b.unsent.min(b.count());
+                cpu * 1e6 / side().map(answered).sum::<u64>() as f64
+            };
+            Spent {
+                name: name.unwrap_or("faultbox").to_owned(),
+                base_us: per_call(true),
+                other_us: per_call(false),
+                memory: blocks
+                    .iter()
+                    .map(|b| reading(b, name).memory)
+                    .max()
+                    .unwrap_or(0),
+            }
+        })
+        .collect()
+}
+
+impl Inside {
+    fn of(snapshot: &MeterSnapshot) -> Inside {
+        let meter = Meter::default();
+        meter.merge(&snapshot.pairs);
+        Inside {
+            name: snapshot.name.clone(),
+            requests: meter.count(),
+            added: Quantile::ALL
+                .iter()
+                .map(|q| match q {
+                    Quantile::Max => meter.max_ns(),
+                    q => meter.quantile_ns(q.share()),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl Side {
+    fn of(blocks: &[Block], base: bool) -> Side {
+        let mut side = Side::default();
+        let (mut answered, mut took) = (0, 0.0);
+        for block in blocks.iter().filter(|b| b.base == base) {
+            let count = block.count();
+            side.count += count;
+            side.failed += block.failed;
+            side.overloaded += u64::from(block.overloaded);
+            answered += count - block.unsent.min(count);
+            took += block.took.as_secs_f64();
+            for (kind, n) in &block.errors {
+                match side.errors.iter_mut().find(|(k, _)| k == kind) {
+                    Some((_, sum)) => *sum += n,
+                    None => side.errors.push((kind.clone(), *n)),
+                }
+            }
+        }
+        side.errors.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+        side.rate = match took > 0.0 {
+            true => answered as f64 / took,
+            false => 0.0,
+        };
+        side
+    }
+
+    /// More calls failed than a comparison of latencies can overlook.
+    pub fn fails(&self) -> bool {
+        self.failed as f64 > self.count as f64 * 0.01
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::bench::cost::Reading;
+    use crate::bench::plan::Drive;
+
+    /// One subject's blocks as a quiet machine would give them: 100 us and up, and `added_us` on top through the proxy.
+    pub fn taken(rounds: u32, added_us: u64) -> Taken {
+        let mut taken = Taken::default();
+        for round in 0..rounds {
+            let first = round % 2 == 0;
+            for (place, base) in [first, !first, !first, first].into_iter().enumerate() {
+                let at = u64::from(round) * 4 + place as u64;
+                // Some blocks are slower, whichever side they are of.
+                let pace = 100_000 + (at * 7919 % 13) * 500;
+                let extra = if base { 0 } else { added_us * 1000 };
+                taken.blocks.push(Block {
+                    base,
+                    start: Duration::from_millis(at * 100),
+                    took: Duration::from_millis(100),
+                    pairs: (0..40).map(|i| (pace + i * i * 125 + extra, 25)).collect(),
+                    failed: 0,
+                    errors: vec![],
+                    unsent: 0,
+                    overloaded: false,
+                    own: Reading {
+                        cpu: Duration::from_millis(if base { 20 } else { 50 }),
+                        memory: 20 << 20,
+                    },
+                    services: vec![(
+                        "api".to_owned(),
+                        Reading {
+                            cpu: Duration::from_millis(30),
+                            memory: 8 << 20,
+                        },
+                    )],
+                });
+            }
+        }
+        taken.inside.push(MeterSnapshot {
+            name: "api.http".to_owned(),
+            protocol: "http".to_owned(),
+            pairs: vec![(20_000, 990), (80_000, 10)],
+        });
+        taken
+    }
+
+    /// What is driven in tests.
+    pub fn subject() -> Subject {
+        Subject {
+            name: "api.http".to_owned(),
+            what: "GET /".to_owned(),
+            protocol: "http".to_owned(),
+            drive: Drive::Probe {
+                service: "api".to_owned(),
+                interface: "http".to_owned(),
+            },
+            shape: Shape::Closed { callers: 1 },
+            armed: None,
+        }
+    }
+
+    #[test]
+    fn nothing_is_found_where_nothing_is() {
+        let finding = Finding::of(subject(), taken(12, 0), 1);
+        for row in &finding.rows {
+            let found = row.added.is_some_and(|a| a.excludes(0.0));
+            assert!(!found, "{row:?}");
+        }
+        assert!(finding.rows[0].noise.unwrap() < 10_000.0);
+        assert_eq!(finding.sides[0].count, 24_000);
+        assert_eq!(finding.throughput.unwrap().value, 1.0);
+    }
+
+    #[test]
+    fn what_was_added_is_found() {
+        let finding = Finding::of(subject(), taken(12, 300), 1);
+        for row in &finding.rows[..3] {
+            let added = row.added.unwrap();
+            assert!(added.excludes(0.0), "{row:?}");
+            assert!((added.value - 300_000.0).abs() < 15_000.0, "{row:?}");
+        }
+        assert_eq!(finding.rows[4].added, None, "a maximum has no interval");
+        assert!((finding.own_cpu.unwrap().value - 2.5).abs() < 1e-9);
+        assert_eq!(finding.cpu[0].name, "faultbox");
+        let cpu = &finding.cpu[0];
+        assert_eq!((cpu.base_us.round(), cpu.other_us.round()), (20.0, 50.0));
+        assert_eq!(finding.cpu[1].name, "api");
+        assert_eq!(finding.inside[0].requests, 1000);
+        assert!(
+            finding.inside[0].added[0] / 1000 == 20,
+            "{:?}",
+            finding.inside
+        );
+    }
+
+    #[test]
+    fn no_blocks_are_no_panic() {
+        let taken = Taken {
+            error: Some("every call failed".to_owned()),
+            ..Taken::default()
+        };
+        let finding = Finding::of(subject(), taken, 1);
+        assert!(
+            finding
+                .rows
+                .iter()
+                .all(|r| r.base.is_nan() && r.added.is_none())
+        );
+        assert!(finding.cpu.is_empty());
+    }
+}

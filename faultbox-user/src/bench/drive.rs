@@ -1,0 +1,423 @@
+//! In the worker: blocks with and without the proxy, in turns.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use faultbox_contract::rule::RuleSpec;
+use faultbox_contract::{Arg, Dialect, Glob, TriggerSpec, duration};
+use serde::{Deserialize, Serialize};
+
+use super::cost::{self, Reading};
+use super::machine::{Machine, Ticks};
+use super::plan::{Armed, Drive, Plan, Subject, Trial};
+use super::stats::Pairs;
+use crate::plan::{
+    Existing, FaultPart, FaultSet, MeterSnapshot, Outcome, SpecPos, SyscallAction, SyscallRule,
+    Topology,
+};
+use crate::run::fleet;
+use crate::run::host::{Bypass, TestHost};
+use crate::spec::{ArmId, BodyVerdict, Host, LoadedSpec, ProcessFault, Transcript, system_calls};
+use crate::workload::{self, Done, Load, Summary};
+
+/// The longest that a single probe may take.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// Calls before each block of a fresh process.
+const WARM_UP: Duration = Duration::from_millis(200);
+/// Characters of a failure that tell its kind.
+const KIND: usize = 120;
+
+/// What a worker has measured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Measured {
+    /// Where.
+    pub machine: Machine,
+    /// In the order of the plan.
+    pub subjects: Vec<Taken>,
+}
+
+/// One subject's blocks.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Taken {
+    /// In the order taken; whole rounds only.
+    pub blocks: Vec<Block>,
+    /// What the proxies measured of themselves meanwhile, the warm-up not counted.
+    pub inside: Vec<MeterSnapshot>,
+    /// Why there are no (further) blocks.
+    pub error: Option<String>,
+}
+
+/// One stretch of load on one side.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Block {
+    /// Without what is measured: around the proxy, or with nothing armed?
+    pub base: bool,
+    /// Since the subject's first block.
+    pub start: Duration,
+    /// From its first call to its last answer.
+    pub took: Duration,
+    /// Latencies.
+    pub pairs: Pairs,
+    /// Calls that failed.
+    pub failed: u64,
+    /// By kind.
+    pub errors: Vec<(String, u64)>,
+    /// Calls of an open loop that were due and never begun.
+    pub unsent: u64,
+    /// The generator could not keep the rate.
+    pub overloaded: bool,
+    /// What faultbox took: the generator on both sides, the proxy on one.
+    pub own: Reading,
+    /// What each service took.
+    pub services: Vec<(String, Reading)>,
+}
+
+impl Block {
+    /// Calls.
+    pub fn count(&self) -> u64 {
+        self.pairs.iter().map(|(_, n)| n).sum()
+    }
+}
+
+/// Carries a plan out; the result is a [`Measured`] as JSON.
+pub fn drive(
+    plan: &Plan,
+    spec: &LoadedSpec,
+    host: &Arc<TestHost>,
+    transcript: &Transcript,
+) -> BodyVerdict {
+    let began = Instant::now();
+    // It asserts nothing, and that is no reason for a note.
+    transcript.assertions.fetch_add(1, Ordering::Relaxed);
+    let (machine, ticks) = (Machine::this(), Ticks::now());
+    let bench = Bench {
+        plan,
+        spec,
+        host,
+        transcript,
+    };
+    let subjects = plan.subjects.iter().map(|s| bench.subject(s)).collect();
+    host.set_bypass(Bypass::None);
+    let measured = Measured {
+        machine: machine.since(ticks),
+        subjects,
+    };
+    BodyVerdict {
+        outcome: Outcome::Passed,
+        reason: None,
+        result: serde_json::to_value(measured).unwrap_or_default(),
+        took: began.elapsed(),
+    }
+}
+
+struct Bench<'a> {
+    plan: &'a Plan,
+    spec: &'a LoadedSpec,
+    host: &'a Arc<TestHost>,
+    transcript: &'a Transcript,
+}
+
+impl Bench<'_> {
+    fn subject(&self, subject: &Subject) -> Taken {
+        let mut taken = Taken::default();
+        let armed = match self.plan.trial {
+            Some(Trial::Delay(span)) if subject.armed.is_none() => {
+                match self.delay(subject, span) {
+                    Ok(id) => Some(id),
+                    Err(e) => {
+                        taken.error = Some(e);
+                        return taken;
+                    }
+                }
+            }
+            _ => None,
+        };
+        if let Err(e) = self.rounds(subject, &mut taken) {
+            taken.error = Some(e);
+        }
+        // Half a round would give one side the better part of the machine.
+        let whole = taken.blocks.len() / 4 * 4;
+        taken.blocks.truncate(whole);
+        if let Some(id) = armed {
+            self.host.lift(id);
+        }
+        taken
+    }
+
+    fn rounds(&self, subject: &Subject, taken: &mut Taken) -> Result<(), String> {
+        let meters = || match subject.armed {
+            None => self.host.interface_meters(),
+            Some(_) => self.host.syscall_meters(),
+        };
+        if subject.armed.is_none() {
+            for base in [true, false] {
+                self.warm_up(subject, base, self.plan.block)?;
+            }
+        }
+        let before = meters();
+        let start = Instant::now();
+        for round in 0..self.plan.of_subject(subject).0 {
+            // A drift of the machine hits both sides alike, whatever its direction.
+            let first = round % 2 == 0;
+            for base in [first, !first, !first, first] {
+                taken.blocks.push(match &subject.armed {
+                    None => self.block(subject, base, start)?,
+                    Some(armed) => self.fresh_block(subject, armed, base, start)?,
+                });
+            }
+        }
+        taken.inside = since(&before, meters());
+        Ok(())
+    }
+
+    /// Calls that do not count.
+    fn warm_up(&self, subject: &Subject, base: bool, span: Duration) -> Result<(), String> {
+        self.take_way(subject, base);
+        let warm = self.load(subject, Load::new(subject.shape, span))?;
+        if warm.count > warm.failed {
+            return Ok(());
+        }
+        let kinds: Vec<&str> = warm.errors.iter().map(|(kind, _)| &**kind).collect();
+        Err(match kinds.as_slice() {
+            [] => "no call was made".to_owned(),
+            kinds => format!("every call failed: {}", kinds.join("; ")),
+        })
+    }
+
+    /// A block on a process that has just been started, on either side: a filter that is in once stays until its process ends.
+    fn fresh_block(
+        &self,
+        subject: &Subject,
+        armed: &Armed,
+        base: bool,
+        start: Instant,
+    ) -> Result<Block, String> {
+        self.host
+            .process(&armed.service, ProcessFault::Restart)
+            .map_err(|e| e.message)?;
+        let fault = match base || self.plan.trial == Some(Trial::Null) {
+            true => None,
+            false => Some(self.trap(armed)?),
+        };
+        let block = self
+            .warm_up(subject, base, self.plan.block.min(WARM_UP))
+            .and_then(|()| self.block(subject, base, start));
+        if let Some(id) = fault {
+            self.host.lift(id);
+        }
+        block
+    }
+
+    /// Puts a fault in force that every call of the family has to pass, and that none matches.
+    fn trap(&self, armed: &Armed) -> Result<ArmId, String> {
+        let path = "/faultbox/bench/never";
+        let rule = SyscallRule {
+            key: armed.calls.clone(),
+            syscalls: system_calls(&armed.calls),
+            action: SyscallAction::Allow,
+            trigger: TriggerSpec::default(),
+            path: Some(Glob::new(path, Dialect::Path)?),
+            on: None,
+            dest: None,
+            existing: Existing::Keep,
+            label: None,
+            text: format!("{}=allow(path={path:?})", armed.calls),
+        };
+        let fault = FaultSet {
+            name: "bench".to_owned(),
+            parts: vec![FaultPart::Syscall {
+                service: armed.service.clone(),
+                rule: Arc::new(rule),
+                origin: "bench".to_owned(),
+            }],
+            description: String::new(),
+            pos: SpecPos::default(),
+        };
+        self.host.arm(&fault).map_err(|e| e.message)
+    }
+
+    /// Sends what follows through the proxy or around it.
+    fn take_way(&self, subject: &Subject, base: bool) {
+        let around = base || subject.armed.is_some() || self.plan.trial == Some(Trial::Null);
+        self.host.set_bypass(match (&subject.drive, around) {
+            (_, false) => Bypass::None,
+            (Drive::Workload { target: None, .. }, true) => Bypass::All,
+            (Drive::Probe { service, interface }, true) => {
+                Bypass::One(service.clone(), interface.clone())
+            }
+            (
+                Drive::Workload {
+                    target: Some((service, interface)),
+                    ..
+                },
+                true,
+            ) => Bypass::One(service.clone(), interface.clone()),
+        });
+    }
+
+    fn block(&self, subject: &Subject, base: bool, start: Instant) -> Result<Block, String> {
+        self.take_way(subject, base);
+        let (_, span) = self.plan.of_subject(subject);
+        let load = Load {
+            interval: span,
+            ..Load::new(subject.shape, span)
+        };
+        let (own, services) = (cost::own(), self.services());
+        let began = start.elapsed();
+        let summary = self.load(subject, load)?;
+        let spent = |now: Reading, before: Reading| Reading {
+            cpu: now.cpu.saturating_sub(before.cpu),
+            memory: now.memory,
+        };
+        let services = self
+            .services()
+            .into_iter()
+            .zip(services)
+            .map(|((name, now), (_, before))| (name, spent(now, before)))
+            .collect();
+        Ok(Block {
+            base,
+            start: began,
+            took: summary.took,
+            pairs: summary
+                .latency
+                .iter_recorded()
+                .map(|v| (v.value_iterated_to(), v.count_at_value()))
+                .collect(),
+            failed: summary.failed,
+            errors: summary.errors,
+            unsent: summary.unsent,
+            overloaded: summary.overloaded,
+            own: spent(cost::own(), own),
+            services,
+        })
+    }
+
+    fn load(&self, subject: &Subject, load: Load) -> Result<Summary, String> {
+        match &subject.drive {
+            Drive::Probe { service, interface } => {
+                // Each caller waits for its own answers, so that none takes part in the proxies' threads.
+                let caller = || -> Box<dyn FnMut() -> Done> {
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .enable_all()
+                        .build();
+                    Box::new(move || {
+                        let answer = match &runtime {
+                            Ok(runtime) => {
+                                runtime.block_on(self.host.probe(service, interface, ATTEMPT))
+                            }
+                            Err(e) => Err(e.to_string()),
+                        };
+                        match answer {
+                            Ok(()) => Done::Ok,
+                            Err(e) => Done::Failed(e.chars().take(KIND).collect()),
+                        }
+                    })
+                };
+                workload::drive(load, &caller)
+                    .map_err(|e| format!("no thread could be started: {e}"))
+            }
+            Drive::Workload { name, .. } => {
+                let host: Arc<dyn Host> = self.host.clone();
+                self.spec
+                    .run_workload(name, load, host, self.transcript)
+                    .map_err(|reason| reason.message)
+            }
+        }
+    }
+
+    fn services(&self) -> Vec<(String, Reading)> {
+        let of = |m: &Arc<crate::run::host::Managed>| {
+            (m.service.decl().name.clone(), cost::service(&m.service))
+        };
+        self.host.services().iter().map(of).collect()
+    }
+
+    /// Puts a delay in force on every proxy that the subject goes through.
+    fn delay(&self, subject: &Subject, span: Duration) -> Result<ArmId, String> {
+        let topology: &Topology = self.spec.topology();
+        let one = match &subject.drive {
+            Drive::Probe { service, interface } => Some((service, interface)),
+            Drive::Workload { target, .. } => target.as_ref().map(|(s, i)| (s, i)),
+        };
+        let mut parts = vec![];
+        for service in &topology.services {
+            for interface in service.interfaces.iter().filter(|i| i.proxy_addr.is_some()) {
+                if one.is_some_and(|one| one != (&service.name, &interface.name)) {
+                    continue;
+                }
+                let rule = RuleSpec {
+                    action: "delay".to_owned(),
+                    args: vec![("delay".to_owned(), Arg::Str(duration::show(span)))],
+                };
+                let protocol = fleet::protocol(interface.protocol).ok_or("no such protocol")?;
+                let rule = protocol.doc().check_rule(&rule).map_err(|e| e.message)?;
+                parts.push(FaultPart::Protocol {
+                    service: service.name.clone(),
+                    interface: interface.name.clone(),
+                    rule: Arc::new(rule),
+                    origin: "trial".to_owned(),
+                });
+            }
+        }
+        let fault = FaultSet {
+            name: "trial".to_owned(),
+            parts,
+            description: String::new(),
+            pos: SpecPos::default(),
+        };
+        self.host.arm(&fault).map_err(|e| e.message)
+    }
+}
+
+/// What was recorded after `before`.
+fn since(before: &[MeterSnapshot], after: Vec<MeterSnapshot>) -> Vec<MeterSnapshot> {
+    let earlier: BTreeMap<&str, BTreeMap<u64, u64>> = before
+        .iter()
+        .map(|m| (m.name.as_str(), m.pairs.iter().copied().collect()))
+        .collect();
+    let fresh = |mut meter: MeterSnapshot| {
+        if let Some(earlier) = earlier.get(meter.name.as_str()) {
+            for (value, count) in &mut meter.pairs {
+                *count -= earlier.get(value).copied().unwrap_or(0).min(*count);
+            }
+        }
+        meter.pairs.retain(|(_, count)| *count > 0);
+        meter
+    };
+    let all = after.into_iter().map(fresh);
+    all.filter(|m| !m.pairs.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_meter_recorded_meanwhile() {
+        let meter = |name: &str, pairs: &[(u64, u64)]| MeterSnapshot {
+            name: name.to_owned(),
+            protocol: "http".to_owned(),
+            pairs: pairs.to_vec(),
+        };
+        let before = [meter("a", &[(10, 2), (20, 1)]), meter("b", &[(5, 1)])];
+        let after = vec![
+            meter("a", &[(10, 5), (20, 1), (30, 1)]),
+            meter("b", &[(5, 1)]),
+            meter("c", &[(7, 7)]),
+        ];
+        let fresh: Vec<_> = since(&before, after)
+            .into_iter()
+            .map(|m| (m.name, m.pairs))
+            .collect();
+        assert_eq!(
+            fresh,
+            [
+                ("a".to_owned(), vec![(10, 3), (30, 1)]),
+                ("c".to_owned(), vec![(7, 7)])
+            ]
+        );
+    }
+}

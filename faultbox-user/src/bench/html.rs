@@ -1,0 +1,343 @@
+//! A bench as one page that needs nothing else: curves and blocks as inline SVG.
+
+use std::fmt::Write as _;
+
+use super::analysis::{Bench, Finding};
+use super::document::block_quantile;
+use super::judge::{Judged, Standing, us};
+use super::stats::LEVEL;
+
+const WIDTH: f64 = 640.0;
+const HEIGHT: f64 = 280.0;
+/// Room for the labels of the axes: left, right, top, bottom.
+const MARGIN: [f64; 4] = [64.0, 12.0, 10.0, 36.0];
+
+const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#1b1f24;background:#fff}\
+h1{font-size:1.4em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse;margin:.5em 0}\
+td,th{border:1px solid #d0d7de;padding:.2em .7em;text-align:right}td:first-child,th:first-child{text-align:left}\
+.held{color:#1a7f37}.broken{color:#cf222e;font-weight:bold}.open{color:#9a6700}figure{display:inline-block;margin:.5em 1em .5em 0}\
+figcaption{font-size:.9em;color:#57606a}svg text{font:11px system-ui,sans-serif;fill:#57606a}.grid{stroke:#eaeef2}\
+.base{stroke:#0969da;fill:#0969da}.other{stroke:#bc4c00;fill:#bc4c00}.curve{fill:none;stroke-width:1.5}.dot{stroke:none;fill-opacity:.7}";
+
+/// The whole page.
+pub fn render(bench: &Bench, judged: &[Judged]) -> String {
+    let mut out = String::new();
+    let title = format!("faultbox bench {}", bench.spec);
+    let _ = write!(
+        out,
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>{0}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{0}</h1>\n",
+        escape(&title)
+    );
+    let _ = writeln!(
+        out,
+        "<p>{}</p>\n<p>Blocks of both sides in turns; intervals hold the true value with {:.0} %; seed {}; faultbox {}.</p>",
+        escape(&bench.machine.line()),
+        LEVEL * 100.0,
+        bench.seed,
+        env!("CARGO_PKG_VERSION"),
+    );
+    if !judged.is_empty() {
+        out.push_str("<h2>Budgets</h2>\n<table>\n<tr><th>subject</th><th>budget</th><th></th><th>why</th></tr>\n");
+        for judged in judged {
+            let class = match judged.standing {
+                Standing::Held => "held",
+                Standing::Broken => "broken",
+                Standing::Undecided => "open",
+            };
+            let _ = writeln!(
+                out,
+                "<tr><td>{}</td><td>{}</td><td class=\"{class}\">{}</td><td>{}</td></tr>",
+                escape(&judged.subject),
+                escape(&judged.budget),
+                judged.standing.name(),
+                escape(&judged.why)
+            );
+        }
+        out.push_str("</table>\n");
+    }
+    for finding in &bench.subjects {
+        subject(&mut out, finding);
+    }
+    if !bench.skipped.is_empty() {
+        out.push_str("<h2>Not measured</h2>\n<ul>\n");
+        for skipped in &bench.skipped {
+            let _ = writeln!(
+                out,
+                "<li>{}: {}</li>",
+                escape(&skipped.name),
+                escape(&skipped.reason)
+            );
+        }
+        out.push_str("</ul>\n");
+    }
+    for note in &bench.notes {
+        let _ = writeln!(out, "<p>{}</p>", escape(note));
+    }
+    out.push_str("</body>\n</html>\n");
+    out
+}
+
+fn subject(out: &mut String, finding: &Finding) {
+    let subject = &finding.subject;
+    let _ = writeln!(
+        out,
+        "<h2>{} {}: {}, {}</h2>",
+        escape(&subject.name),
+        escape(&subject.protocol),
+        escape(&subject.what),
+        subject.shape
+    );
+    if let Some(error) = &finding.error {
+        let _ = writeln!(
+            out,
+            "<p class=\"broken\">not measured to the end: {}</p>",
+            escape(error)
+        );
+    }
+    if finding.blocks.is_empty() {
+        return;
+    }
+    let names = subject.sides();
+    let _ = writeln!(
+        out,
+        "<table>\n<tr><th>us</th><th>{}</th><th>{}</th><th>added</th><th>between</th><th>noise</th></tr>",
+        names[0], names[1]
+    );
+    for row in &finding.rows {
+        let (added, between) = match &row.added {
+            Some(a) => (us(a.value), format!("{} to {}", us(a.low), us(a.high))),
+            None => ("-".to_owned(), "-".to_owned()),
+        };
+        let _ = writeln!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{added}</td><td>{between}</td><td>{}</td></tr>",
+            row.quantile.name(),
+            us(row.base),
+            us(row.other),
+            row.noise
+                .map_or("-".to_owned(), |n| format!("&plusmn;{}", us(n))),
+        );
+    }
+    out.push_str("</table>\n");
+    curves(out, finding);
+    scatter(out, finding);
+    out.push('\n');
+}
+
+/// A picture's frame: where values come to lie.
+struct Frame {
+    x: (f64, f64),
+    /// Decades.
+    y: (f64, f64),
+}
+
+impl Frame {
+    /// Around these latencies, in whole decades of nanoseconds.
+    fn new(x: (f64, f64), values: impl Iterator<Item = f64>) -> Frame {
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for value in values.filter(|v| v.is_finite() && *v > 0.0) {
+            low = low.min(value.log10());
+            high = high.max(value.log10());
+        }
+        let y = match low <= high {
+            true => (low.floor(), high.ceil().max(low.floor() + 1.0)),
+            false => (3.0, 4.0),
+        };
+        Frame {
+            x: (x.0, x.1.max(x.0 + 1e-9)),
+            y,
+        }
+    }
+
+    fn x(&self, value: f64) -> f64 {
+        let share = (value - self.x.0) / (self.x.1 - self.x.0);
+        MARGIN[0] + share * (WIDTH - MARGIN[0] - MARGIN[1])
+    }
+
+    fn y(&self, ns: f64) -> f64 {
+        let share = (ns.max(1.0).log10() - self.y.0) / (self.y.1 - self.y.0);
+        HEIGHT - MARGIN[3] - share * (HEIGHT - MARGIN[2] - MARGIN[3])
+    }
+
+    /// Opens the picture, with a line for each decade and for each of `ticks` below.
+    fn open(&self, out: &mut String, ticks: &[(f64, String)]) {
+        let _ = write!(
+            out,
+            "<figure><svg width=\"{WIDTH}\" height=\"{HEIGHT}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">"
+        );
+        let (left, right) = (MARGIN[0], WIDTH - MARGIN[1]);
+        for decade in self.y.0 as i32..=self.y.1 as i32 {
+            let y = self.y(10f64.powi(decade));
+            let _ = write!(
+                out,
+                "<line class=\"grid\" x1=\"{left}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                left - 6.0,
+                y + 4.0,
+                decade_name(decade)
+            );
+        }
+        for (value, name) in ticks {
+            let (x, bottom) = (self.x(*value), HEIGHT - MARGIN[3]);
+            let _ = write!(
+                out,
+                "<line class=\"grid\" x1=\"{x:.1}\" y1=\"{}\" x2=\"{x:.1}\" y2=\"{bottom}\"/><text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{name}</text>",
+                MARGIN[2],
+                bottom + 16.0
+            );
+        }
+    }
+}
+
+/// A decade of nanoseconds as a label.
+fn decade_name(decade: i32) -> String {
+    match decade {
+        ..3 => format!("{} ns", 10u64.pow(decade.max(0) as u32)),
+        3..6 => format!("{} us", 10u64.pow(decade as u32 - 3)),
+        6..9 => format!("{} ms", 10u64.pow(decade as u32 - 6)),
+        _ => format!("{} s", 10u64.pow(decade as u32 - 9)),
+    }
+}
+
+fn close(out: &mut String, caption: &str, names: [&str; 2]) {
+    let _ = writeln!(
+        out,
+        "</svg><figcaption>{caption}; <span style=\"color:#0969da\">{}</span>, <span style=\"color:#bc4c00\">{}</span></figcaption></figure>",
+        names[0], names[1]
+    );
+}
+
+/// Latency by the share of calls that took longer: as far to the right as there are calls to say it.
+fn curves(out: &mut String, finding: &Finding) {
+    let sides = [(true, "base"), (false, "other")].map(|(d, n)| (finding.latency(d), n));
+    let least = sides.iter().map(|(h, _)| h.len()).min().unwrap_or(0).max(2) as f64;
+    // Nines: 1 is 90 %, 2 is 99 %.
+    let longest = least.log10();
+    let points = |h: &hdrhistogram::Histogram<u64>| -> Vec<(f64, f64)> {
+        (0..=100)
+            .map(|i| {
+                let nines = longest * f64::from(i) / 100.0;
+                let share = 1.0 - 10f64.powf(-nines);
+                (nines, h.value_at_quantile(share) as f64)
+            })
+            .collect()
+    };
+    let curves = sides.map(|(h, name)| (points(&h), name));
+    let all = curves.iter().flat_map(|(p, _)| p.iter().map(|(_, ns)| *ns));
+    let frame = Frame::new((0.0, longest), all);
+    let names = [
+        (0.301, "p50"),
+        (1.0, "p90"),
+        (2.0, "p99"),
+        (3.0, "p99.9"),
+        (4.0, "p99.99"),
+    ];
+    let ticks: Vec<(f64, String)> = names
+        .into_iter()
+        .filter(|(nines, _)| *nines <= longest)
+        .map(|(nines, name)| (nines, name.to_owned()))
+        .collect();
+    frame.open(out, &ticks);
+    for (points, name) in &curves {
+        let path: Vec<String> = points
+            .iter()
+            .map(|(nines, ns)| format!("{:.1},{:.1}", frame.x(*nines), frame.y(*ns)))
+            .collect();
+        let _ = write!(
+            out,
+            "<polyline class=\"curve {name}\" points=\"{}\"/>",
+            path.join(" ")
+        );
+    }
+    close(
+        out,
+        "latency by percentile, all blocks",
+        finding.subject.sides(),
+    );
+}
+
+/// Each block's p50 and p99 by when it was taken: a drift, or a neighbour that woke up, shows.
+fn scatter(out: &mut String, finding: &Finding) {
+    let end = finding
+        .blocks
+        .last()
+        .map_or(1.0, |b| (b.start + b.took).as_secs_f64());
+    let quantiles = [0.5, 0.99];
+    let names = finding.subject.sides();
+    let values = || {
+        finding
+            .blocks
+            .iter()
+            .flat_map(|b| quantiles.map(|q| (b, q, block_quantile(b, q))))
+            .filter(|(.., ns)| ns.is_finite())
+    };
+    let frame = Frame::new((0.0, end), values().map(|(.., ns)| ns));
+    let ticks: Vec<(f64, String)> = (0..=4)
+        .map(|i| end * f64::from(i) / 4.0)
+        .map(|s| (s, format!("{s:.1} s")))
+        .collect();
+    frame.open(out, &ticks);
+    for (block, quantile, ns) in values() {
+        let (x, y) = (frame.x(block.start.as_secs_f64()), frame.y(ns));
+        let class = if block.base { "base" } else { "other" };
+        let side = names[usize::from(!block.base)];
+        let radius = if quantile == 0.5 { 3.5 } else { 2.0 };
+        let _ = write!(
+            out,
+            "<circle class=\"dot {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"><title>{side} p{:.0}: {} us</title></circle>",
+            quantile * 100.0,
+            us(ns)
+        );
+    }
+    close(out, "blocks by time: p50 large, p99 small", names);
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::analysis::tests::subject as api;
+    use super::super::document::tests::bench;
+    use super::super::drive::Taken;
+    use super::*;
+
+    #[test]
+    fn a_page_that_needs_nothing_else() {
+        let mut bench = bench(300);
+        bench.spec = "<script>.star".to_owned();
+        let page = render(&bench, &[]);
+        assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
+        assert!(page.contains("&lt;script&gt;.star") && !page.contains("<script"));
+        assert_eq!(page.matches("<svg").count(), 2);
+        assert_eq!(page.matches("<polyline").count(), 2);
+        assert_eq!(page.matches("<circle").count(), 2 * 48);
+        assert!(page.contains(">p99.9<") && page.contains(">100 us<"));
+        for outside in ["src=", "href=", "url(", "@import", "NaN", "inf"] {
+            assert!(!page.contains(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_has_no_picture() {
+        let mut bench = bench(0);
+        let taken = Taken {
+            error: Some("every call failed: ECONNREFUSED".to_owned()),
+            ..Taken::default()
+        };
+        bench.subjects = vec![Finding::of(api(), taken, 1)];
+        let page = render(&bench, &[]);
+        assert!(page.contains("ECONNREFUSED") && !page.contains("<svg"));
+    }
+}

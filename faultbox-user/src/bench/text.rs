@@ -1,0 +1,342 @@
+//! A bench for a person.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::analysis::{Bench, Finding, Side};
+use super::document::Change;
+use super::judge::{Judged, Standing, us};
+use super::stats::{Interval, LEVEL};
+use crate::plan::Outcome;
+use crate::report::budget::Quantile;
+use crate::report::{Style, text};
+
+/// The whole report.
+pub fn render(
+    bench: &Bench,
+    judged: &[Judged],
+    changes: &[Change],
+    caveats: &[String],
+    style: &Style,
+) -> String {
+    let mut page = Page {
+        style,
+        out: String::new(),
+    };
+    page.line(&bench.machine.line());
+    page.prose(
+        "",
+        &format!(
+            "blocks of both sides in turns; intervals hold the true value with {:.0} %",
+            LEVEL * 100.0
+        ),
+    );
+    for finding in &bench.subjects {
+        page.subject(finding);
+    }
+    if !bench.skipped.is_empty() {
+        page.heading("not measured");
+        for skipped in &bench.skipped {
+            page.prose("  ", &format!("{}: {}", skipped.name, skipped.reason));
+        }
+    }
+    page.changes(changes, caveats);
+    if !judged.is_empty() {
+        page.heading("budgets");
+        for judged in judged {
+            let name = judged.standing.name();
+            let word = match judged.standing {
+                Standing::Held => style.outcome(Outcome::Passed, name),
+                Standing::Broken => style.red(&name.to_uppercase()),
+                Standing::Undecided => {
+                    style.outcome(Outcome::Inconclusive, "not decidable on this machine")
+                }
+            };
+            page.line(&format!("{} {}: {word}", judged.subject, judged.budget));
+            page.prose("  ", &judged.why);
+        }
+    }
+    for note in &bench.notes {
+        page.gap();
+        page.prose("note: ", note);
+    }
+    page.gap();
+    page.line(&format!(
+        "{} in {}, seed {}",
+        text::count(bench.subjects.len() as u64, "subject"),
+        text::millis(bench.duration_ms),
+        bench.seed
+    ));
+    page.out
+}
+
+struct Page<'a> {
+    style: &'a Style,
+    out: String,
+}
+
+/// "55.0 to 66.0".
+fn range(interval: &Interval) -> String {
+    format!("{} to {}", us(interval.low), us(interval.high))
+}
+
+impl Page<'_> {
+    fn line(&mut self, line: &str) {
+        self.out.push_str(line.trim_end());
+        self.out.push('\n');
+    }
+
+    fn gap(&mut self) {
+        if !self.out.ends_with("\n\n") {
+            self.out.push('\n');
+        }
+    }
+
+    fn heading(&mut self, words: &str) {
+        self.gap();
+        let words = self.style.bold(&text::clean(words));
+        self.line(&words);
+    }
+
+    fn prose(&mut self, indent: &str, words: &str) {
+        let room = self.style.width.saturating_sub(indent.len()).max(20);
+        for (i, line) in text::wrap(&text::clean(words), room).iter().enumerate() {
+            match i {
+                0 => self.line(&format!("{indent}{line}")),
+                _ => self.line(&format!("{:1$}{line}", "", indent.len())),
+            }
+        }
+    }
+
+    fn table(&mut self, header: &[&str], rows: Vec<Vec<String>>) {
+        let mut table = Table::new();
+        table.load_preset(match self.style.unicode {
+            true => presets::UTF8_FULL_CONDENSED,
+            false => presets::ASCII_FULL_CONDENSED,
+        });
+        table.set_width(u16::try_from(self.style.width).unwrap_or(u16::MAX));
+        table.set_header(header.to_vec());
+        table.add_rows(rows);
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        let table = table.to_string();
+        self.line(&table);
+    }
+
+    fn subject(&mut self, finding: &Finding) {
+        let subject = &finding.subject;
+        let protocol = match subject.protocol.as_str() {
+            "" => String::new(),
+            protocol => format!(" ({protocol})"),
+        };
+        self.heading(&format!(
+            "{}{protocol}: {}, {}",
+            subject.name, subject.what, subject.shape
+        ));
+        if let Some(first) = finding.blocks.first() {
+            let blocks = text::count(finding.blocks.len() as u64, "block");
+            let span = text::millis(first.took.as_secs_f64() * 1e3);
+            self.line(&format!("  {blocks} of {span}"));
+        }
+        if let Some(error) = &finding.error {
+            self.prose("  ", &format!("not measured to the end: {error}"));
+        }
+        if finding.blocks.is_empty() {
+            return;
+        }
+        let names = subject.sides();
+        let rows = finding.rows.iter().map(|row| {
+            let (added, between) = match &row.added {
+                Some(added) => (us(added.value), range(added)),
+                // A maximum is one call.
+                None => match row.quantile {
+                    Quantile::Max => (us(row.other - row.base), "-".to_owned()),
+                    _ => ("?".to_owned(), "too few calls".to_owned()),
+                },
+            };
+            vec![
+                row.quantile.name().to_owned(),
+                us(row.base),
+                us(row.other),
+                added,
+                between,
+                row.noise.map_or("-".to_owned(), |n| format!("+-{}", us(n))),
+            ]
+        });
+        self.table(
+            &["us", names[0], names[1], "added", "between", "noise"],
+            rows.collect(),
+        );
+        if let Some(ratio) = &finding.throughput {
+            let [base, other] = &finding.sides;
+            self.prose(
+                "  ",
+                &format!(
+                    "throughput: {:.0} a second, {} {:.0}: {}",
+                    other.rate,
+                    names[0],
+                    base.rate,
+                    times(ratio)
+                ),
+            );
+        }
+        for spent in &finding.cpu {
+            let ratio = match (&finding.own_cpu, spent.name.as_str()) {
+                (Some(ratio), "faultbox") => format!(" (with the generator): {}", times(ratio)),
+                _ => String::new(),
+            };
+            self.prose(
+                "  ",
+                &format!(
+                    "{}: {:.1} us of CPU a call, {} {:.1}{ratio}; {} MiB",
+                    spent.name,
+                    spent.other_us,
+                    names[0],
+                    spent.base_us,
+                    spent.memory >> 20
+                ),
+            );
+        }
+        let (clock, one) = match subject.armed {
+            None => ("proxy", "request"),
+            Some(_) => ("supervisor", "trapped call"),
+        };
+        for inside in &finding.inside {
+            let quantiles: Vec<String> = Quantile::ALL
+                .iter()
+                .zip(&inside.added)
+                .map(|(q, ns)| format!("{} {}", q.name(), text::micros(*ns)))
+                .collect();
+            self.prose(
+                "  ",
+                &format!(
+                    "inside {}, by the {clock}'s own clock: {} us, {}",
+                    inside.name,
+                    quantiles.join(", "),
+                    text::count(inside.requests, one)
+                ),
+            );
+        }
+        for (side, name) in finding.sides.iter().zip(names) {
+            self.side(side, name);
+        }
+    }
+
+    fn side(&mut self, side: &Side, name: &str) {
+        if side.failed > 0 {
+            let kinds: Vec<String> = side
+                .errors
+                .iter()
+                .take(3)
+                .map(|(kind, n)| format!("{kind} ({n})"))
+                .collect();
+            self.prose(
+                "  ",
+                &format!(
+                    "{name}: {} of {} failed: {}",
+                    side.failed,
+                    text::count(side.count, "call"),
+                    kinds.join(", ")
+                ),
+            );
+        }
+        if side.overloaded > 0 {
+            self.prose(
+                "  ",
+                &format!(
+                    "{name}: the generator could not keep the rate in {}: more callers (--connections) or a lower --rate would tell more",
+                    text::count(side.overloaded, "block")
+                ),
+            );
+        }
+    }
+
+    fn changes(&mut self, changes: &[Change], caveats: &[String]) {
+        if changes.is_empty() && caveats.is_empty() {
+            return;
+        }
+        self.heading("against the baseline");
+        if !changes.is_empty() {
+            let rows = changes.iter().map(|change| {
+                let difference = change.difference();
+                vec![
+                    format!(
+                        "{} {}",
+                        text::clean(&change.subject),
+                        change.quantile.name()
+                    ),
+                    us(change.before.value),
+                    us(change.now.value),
+                    us(difference.value),
+                    range(&difference),
+                    match (change.is_real(), difference.value > 0.0) {
+                        (false, _) => "none seen".to_owned(),
+                        (true, true) => "SLOWER".to_owned(),
+                        (true, false) => "faster".to_owned(),
+                    },
+                ]
+            });
+            self.table(
+                &["added, us", "before", "now", "change", "between", ""],
+                rows.collect(),
+            );
+        }
+        for caveat in caveats {
+            self.prose("  ", caveat);
+        }
+    }
+}
+
+/// "x 0.69 (0.66 to 0.71)".
+fn times(ratio: &Interval) -> String {
+    format!(
+        "x {:.2} ({:.2} to {:.2})",
+        ratio.value, ratio.low, ratio.high
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::document::Baseline;
+    use super::super::document::tests::bench;
+    use super::super::{document, judge};
+    use super::*;
+    use crate::report::Budget;
+
+    #[test]
+    fn everything_is_told() {
+        let before = Baseline::read(&document::render(&bench(100), &[], &[])).unwrap();
+        let now = bench(400);
+        let budgets = ["added_p99<1ms", "added_p50<100us", "added_max<1ms"];
+        let budgets: Vec<Budget> = budgets.iter().map(|b| Budget::parse(b).unwrap()).collect();
+        let judged = judge::judge(&now, &budgets);
+        let text = render(
+            &now,
+            &judged,
+            &before.changes(&now),
+            &before.caveats(&now),
+            &Style::PLAIN,
+        );
+        for said in [
+            "api.http (http): GET /, one after the other",
+            "| p50   |",
+            "throughput: 10000 a second, direct 10000: x 1.00 (1.00 to 1.00)",
+            "faultbox: 50.0 us of CPU a call, direct 20.0 (with the generator): x 2.50",
+            "inside api.http, by the proxy's own clock: p50 20.0",
+            "not measured\n  api.raw: tcp has no request",
+            "SLOWER",
+            "api.http added_p99<1ms: held",
+            "api.http added_p50<100us: BROKEN",
+            "api.http added_max<1ms: not decidable on this machine",
+            "1 subject in 4.80 s, seed 7",
+        ] {
+            assert!(text.contains(said), "{said:?} is not in\n{text}");
+        }
+        assert!(text.is_ascii());
+        assert!(
+            text.lines()
+                .all(|l| l.len() <= 80 || l.starts_with("Linux")),
+            "{text}"
+        );
+    }
+}

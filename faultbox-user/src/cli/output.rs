@@ -1,0 +1,137 @@
+//! Writing what a command has to say, so that nothing is lost when a place cannot take it.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::problem::Problem;
+
+/// Writes to standard output.
+///
+/// # Errors
+/// It cannot be written. A reader that has gone away (`faultbox test | head`) is no error: it has what it wanted.
+pub fn stdout(text: &str) -> Result<(), Problem> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match written {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Problem::environment(
+            format!("standard output cannot be written: {}", cause(&e)),
+            "if it is a file, look for room on its disk",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Writes to standard error; where even that fails there is nowhere left to say so.
+pub fn stderr(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Writes a file whole or not at all: a disk that fills up never leaves half a document under the name. What is there and not a regular
+/// file (a pipe, /dev/stderr) is written to directly.
+///
+/// # Errors
+/// Names the file and what refused it.
+pub fn file(flag: &str, path: &Path, text: &str) -> Result<(), Problem> {
+    write(path, text).map_err(|e| {
+        Problem::environment(
+            format!("{flag} {} cannot be written: {}", path.display(), cause(&e)),
+            "the report has been printed; name a file in a folder that exists, may be written and has room",
+        )
+    })
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    // A symbolic link stays a link: what it points to is replaced.
+    let target = match fs::canonicalize(path) {
+        Ok(target) => target,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => path.to_owned(),
+        Err(e) => return Err(e),
+    };
+    match fs::metadata(&target) {
+        Ok(meta) if !meta.is_file() => {
+            let mut file = File::options().write(true).open(&target)?;
+            return file.write_all(text.as_bytes());
+        }
+        // Renaming asks the folder only; a file that may not be written must not be replaced either.
+        Ok(_) => nix::unistd::access(&target, nix::unistd::AccessFlags::W_OK)?,
+        Err(_) => {}
+    }
+    let folder = match target.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    fs::metadata(folder)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".faultbox-")
+        // As any new file: the umask takes away what it should.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)?;
+    file.as_file_mut().write_all(text.as_bytes())?;
+    file.as_file().sync_data()?;
+    file.persist(&target).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// An I/O error as a lower-case fragment without the number.
+fn cause(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => nix::errno::Errno::from_raw(code).desc().to_lowercase(),
+        // tempfile adds the path of its own file to the system's error, which helps nobody; the kind stays.
+        None => error.kind().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(path: &Path) -> String {
+        let problem = file("--output", path, "text").unwrap_err();
+        assert_eq!(problem.exit, super::super::exit::Exit::Environment);
+        problem.render(&crate::report::Style::PLAIN)
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_with_the_rights_of_any_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.json");
+        fs::write(&path, "an older and longer report").unwrap();
+        file("--output", &path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        let fresh = dir.path().join("fresh");
+        let usual = dir.path().join("usual");
+        file("--output", &fresh, "x").unwrap();
+        fs::write(&usual, "x").unwrap();
+        let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode();
+        assert_eq!(mode(&fresh), mode(&usual));
+        let left = fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(left, 3, "a temporary file was left behind");
+    }
+
+    #[test]
+    fn a_link_stays_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        fs::write(&real, "old").unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        file("--output", &link, "new").unwrap();
+        assert_eq!(fs::read_to_string(&real).unwrap(), "new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = refused(&dir.path().join("no/such/file"));
+        assert!(missing.contains("no such file or directory"), "{missing}");
+        let folder = refused(dir.path());
+        assert!(folder.contains("is a directory"), "{folder}");
+        let full = refused(Path::new("/dev/full"));
+        assert!(
+            full.contains("--output /dev/full cannot be written: no space left on device"),
+            "{full}"
+        );
+    }
+}

@@ -1,0 +1,147 @@
+//! Events past the memory's share, on disk: one JSON array per line in a file without a name, so that nothing is left behind.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::Event;
+
+/// One index entry per so many events: a reader skips at most so many lines.
+const STRIDE: u64 = 1024;
+/// What one test may put on disk: millions of events, and little enough for a CI machine that runs several tests at once.
+const CAP: u64 = 1 << 30;
+/// Lines are gathered to this size before they are written.
+const BUFFER: usize = 64 << 10;
+
+/// The spilled part of a log.
+#[derive(Debug)]
+pub struct Spill {
+    file: File,
+    written: u64,
+    buffer: Vec<u8>,
+    count: u64,
+    /// (sequence number, offset) of every [`STRIDE`]th event.
+    index: Vec<(u64, u64)>,
+}
+
+impl Spill {
+    /// An empty one in `dir`.
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub fn create(dir: &Path) -> io::Result<Spill> {
+        Ok(Spill {
+            file: tempfile::tempfile_in(dir)?,
+            written: 0,
+            buffer: vec![],
+            count: 0,
+            index: vec![],
+        })
+    }
+
+    /// Appends one event.
+    ///
+    /// # Errors
+    /// The disk is full, or the file has reached [`CAP`]. Earlier events stay readable.
+    pub fn push(&mut self, event: &Event) -> io::Result<()> {
+        if self.written >= CAP {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let offset = self.written + self.buffer.len() as u64;
+        let before = self.buffer.len();
+        let nanos = u64::try_from(event.time.as_nanos()).unwrap_or(u64::MAX);
+        let line = (event.seq, nanos, &event.kind, &event.service, &event.fields);
+        serde_json::to_writer(&mut self.buffer, &line)?;
+        self.buffer.push(b'\n');
+        if self.buffer.len() >= BUFFER
+            && let Err(e) = self.flush()
+        {
+            self.buffer.truncate(before);
+            return Err(e);
+        }
+        if self.count.is_multiple_of(STRIDE) {
+            self.index.push((event.seq, offset));
+        }
+        self.count += 1;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // At a fixed offset, so that what a failed attempt has left is overwritten by the next.
+        self.file.write_all_at(&self.buffer, self.written)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Appends everything recorded after `seq` to `into`.
+    pub fn since(&self, seq: u64, into: &mut Vec<Event>) {
+        let at = self.index.partition_point(|(first, _)| *first <= seq + 1);
+        let Some((_, offset)) = self.index.get(at.saturating_sub(1)) else {
+            return;
+        };
+        let disk = Section {
+            file: &self.file,
+            at: (*offset).min(self.written),
+            end: self.written,
+        };
+        let skip = usize::try_from(offset.saturating_sub(self.written)).unwrap_or(usize::MAX);
+        let memory = self.buffer.get(skip..).unwrap_or_default();
+        let lines = BufReader::with_capacity(BUFFER, disk)
+            .lines()
+            .map_while(Result::ok);
+        let more = memory.lines().map_while(Result::ok);
+        into.extend(
+            lines
+                .chain(more)
+                .filter_map(|l| parse(&l))
+                .filter(|e| e.seq > seq),
+        );
+    }
+}
+
+fn parse(line: &str) -> Option<Event> {
+    let (seq, nanos, kind, service, fields): (
+        u64,
+        u64,
+        String,
+        Option<String>,
+        Map<String, Value>,
+    ) = serde_json::from_str(line).ok()?;
+    Some(Event {
+        seq,
+        time: Duration::from_nanos(nanos),
+        kind,
+        service,
+        fields,
+    })
+}
+
+/// A part of a file, read without moving its cursor.
+struct Section<'a> {
+    file: &'a File,
+    at: u64,
+    end: u64,
+}
+
+impl io::Read for Section<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.end - self.at)
+            .unwrap_or(usize::MAX)
+            .min(into.len());
+        let n = self.file.read_at(&mut into[..most], self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Drop for Spill {
+    fn drop(&mut self) {
+        // Nothing to save: the file has no name. Said here because an unflushed buffer looks like a mistake.
+        let _ = self.file.flush();
+    }
+}

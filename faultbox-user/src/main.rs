@@ -1,0 +1,5 @@
+//! The `faultbox` command.
+
+fn main() -> std::process::ExitCode {
+    faultbox::cli::main()
+}

@@ -1,0 +1,171 @@
+//! What the kernel knows of a test, and the faults that it decides by itself: refused connects, partitions, lost packets.
+
+use std::sync::Arc;
+
+use super::{Managed, Severance, TestHost};
+use crate::plan::report::Blame;
+use crate::plan::{Dest, SyscallAction, SyscallRule, Topology};
+use crate::run::supervisor::{ArmedSyscall, Mechanism, sever};
+use crate::run::tracer::{CutRule, Feature, Flow, Watch};
+use crate::spec::HostError;
+
+/// Can the kernel decide this rule by itself? It answers every connect to certain addresses with an errno; it knows no counters and
+/// no sockets but IP ones.
+fn fits_kernel(rule: &SyscallRule) -> bool {
+    rule.syscalls == ["connect"]
+        && matches!(rule.action, SyscallAction::Deny { .. })
+        && rule.trigger.is_always()
+        && rule.dest.is_some()
+        && rule.path.is_none()
+        && rule.on.is_none()
+}
+
+/// Tells the kernel about the services and their proxies, before the first service starts.
+///
+/// # Errors
+/// A service without a cgroup, or no room in the kernel's tables, as a lower-case fragment.
+pub fn introduce(
+    watch: &Watch,
+    topology: &Topology,
+    services: &[Arc<Managed>],
+) -> Result<(), String> {
+    for managed in services {
+        let service = &managed.service;
+        let cgroup = service
+            .cgroup()
+            .ok_or_else(|| format!("service `{}` has no cgroup", service.decl().name))?;
+        watch.service(&service.decl().name, cgroup, false)?;
+    }
+    for service in &topology.services {
+        for interface in &service.interfaces {
+            watch.interface(&service.name, interface, interface.addr)?;
+        }
+    }
+    Ok(())
+}
+
+impl TestHost {
+    /// The programs that drop packets.
+    pub(super) fn packets(&self, what: &str) -> Result<&Arc<Watch>, HostError> {
+        self.seeing(what, &[Feature::Packets, Feature::Sockets, Feature::Dial])
+    }
+
+    /// The kernel's side, if it has what `what` needs.
+    pub(super) fn seeing(
+        &self,
+        what: &str,
+        features: &[Feature],
+    ) -> Result<&Arc<Watch>, HostError> {
+        let why = match &self.watch {
+            Ok(watch) if features.iter().all(|f| watch.has(*f)) => return Ok(watch),
+            Ok(_) => "its programs could not be attached",
+            Err(why) => why,
+        };
+        Err(HostError {
+            message: format!("{what} needs eBPF: {why}"),
+            help: Some("`faultbox doctor` tells how to get it".into()),
+            blame: Blame::Environment,
+        })
+    }
+
+    /// Cuts what `cut` says, and resets what exists if it rejects.
+    pub(super) fn sever(&self, fault: &str, cut: &Severance) -> Result<(), HostError> {
+        let decl = &cut.decl;
+        let watch = self.packets(&decl.text)?;
+        if decl.reject {
+            // While packets still pass, so that the resets arrive.
+            for (from, to) in [(&decl.ends.0, &decl.ends.1), (&decl.ends.1, &decl.ends.0)] {
+                let (Ok((_, managed)), Some(peer)) =
+                    (self.managed(from), self.topology.service(to))
+                else {
+                    continue;
+                };
+                let dest = Dest::Addrs(
+                    peer.interfaces
+                        .iter()
+                        .flat_map(|i| [Some(i.addr), i.proxy_addr])
+                        .flatten()
+                        .collect(),
+                );
+                let tree = managed.service.tree();
+                sever::sever(from, &tree, Some(&dest), fault, &self.events);
+            }
+        }
+        watch
+            .cut(CutRule {
+                id: cut.id,
+                flows: decl
+                    .flows
+                    .iter()
+                    .map(|(from, to)| Flow {
+                        from: from.clone(),
+                        to: to.clone(),
+                    })
+                    .collect(),
+                probability: decl.probability,
+                seed: cut.seed,
+                refuse: decl.reject.then_some(libc::ECONNREFUSED),
+            })
+            .map_err(|e| HostError {
+                message: format!("{} cannot be put in force: {e}", decl.text),
+                help: None,
+                blame: Blame::Environment,
+            })
+    }
+
+    /// Lets the kernel refuse, if it can decide all of the service's connects; says whether it does.
+    fn refuse_in_kernel(&self, managed: &Managed, rules: &[Arc<ArmedSyscall>]) -> bool {
+        let Some(watch) = self.watch().filter(|w| w.has(Feature::Dial) && w.streams()) else {
+            return false;
+        };
+        let mut supervision = managed.supervision();
+        // What seccomp decides comes first, so a rule of its own on connect would come before ours whatever the order applied.
+        let mixed = supervision
+            .rules
+            .iter()
+            .any(|r| r.rule.syscalls.contains(&"connect"));
+        if mixed || !managed.service.is_alive() || !rules.iter().all(|r| fits_kernel(&r.rule)) {
+            return false;
+        }
+        for (at, rule) in rules.iter().enumerate() {
+            if watch.refuse(managed.name(), rule).is_err() {
+                for done in &rules[..at] {
+                    watch.admit(done.id);
+                }
+                return false;
+            }
+        }
+        supervision.in_kernel.extend(rules.iter().cloned());
+        drop(supervision);
+        for rule in rules.iter().filter(|r| sever::applies(r)) {
+            let tree = managed.service.tree();
+            let dest = rule.rule.dest.as_ref();
+            sever::sever(managed.name(), &tree, dest, &rule.fault, &self.events);
+        }
+        true
+    }
+
+    /// Puts syscall rules in force by the cheapest mechanism that is sound.
+    pub(super) fn arm_syscalls(
+        &self,
+        managed: &Managed,
+        rules: &[Arc<ArmedSyscall>],
+    ) -> Result<Mechanism, HostError> {
+        if self.refuse_in_kernel(managed, rules) {
+            return Ok(Mechanism::InKernel);
+        }
+        // Rules on connect that only the supervisor can decide take those along that the kernel decides.
+        let connects = rules.iter().any(|r| r.rule.syscalls.contains(&"connect"));
+        let moved = match connects {
+            true => std::mem::take(&mut managed.supervision().in_kernel),
+            false => vec![],
+        };
+        let all: Vec<_> = moved.iter().chain(rules).cloned().collect();
+        let armed = managed.arm(&all, &self.events);
+        match (&armed, self.watch()) {
+            (Ok(_), Some(watch)) => moved.iter().for_each(|rule| watch.admit(rule.id)),
+            _ => managed.supervision().in_kernel.extend(moved),
+        }
+        armed
+    }
+}

@@ -1,0 +1,133 @@
+//! What can be known before anything starts is said before anything starts, all of it at once.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::RunError;
+use super::services::user;
+use crate::plan::report::Blame;
+use crate::plan::{Launch, ServiceDecl, Topology};
+use crate::spec::LoadedSpec;
+use crate::sys::probe;
+
+/// Checks binaries, working folders and users of every service.
+///
+/// # Errors
+/// Everything that is missing, with the service that needs it.
+pub fn check(topology: &Topology) -> Result<(), RunError> {
+    let mut missing = vec![];
+    let mut help: Option<String> = None;
+    for service in &topology.services {
+        for (problem, hint) in problems(service) {
+            missing.push(format!("service `{}`: {problem}", service.name));
+            help.get_or_insert(hint);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(RunError {
+        message: missing.join("\n"),
+        help,
+        blame: Blame::Environment,
+    })
+}
+
+/// What a run of this spec will lack on this machine, though some or all of its tests can do without.
+pub fn limits(spec: &LoadedSpec) -> Vec<String> {
+    let faulted = spec.topology().services.iter().any(|service| {
+        matches!(service.launch, Launch::Binary { .. })
+            && !spec.declared_syscalls(&service.name).is_empty()
+    });
+    if !faulted {
+        return vec![];
+    }
+    let refused = [
+        ("seccomp user notification", probe::user_notification()),
+        ("pidfd_getfd", probe::pidfd_getfd()),
+    ];
+    for (what, tried) in refused {
+        if let Err(e) = tried {
+            return vec![format!(
+                "system-call faults cannot be put in force here ({what}: {}), so tests that apply one will end in an error; \
+                 `faultbox doctor` says how to get it",
+                text(&e)
+            )];
+        }
+    }
+    match probe::ptrace_child() {
+        Ok(()) => vec![],
+        Err(e) => vec![format!(
+            "ptrace is refused here ({}), so system-call filters are installed before exec, for the calls that the spec names",
+            text(&e)
+        )],
+    }
+}
+
+/// The system's words without "(os error N)".
+fn text(e: &io::Error) -> String {
+    match e.raw_os_error() {
+        Some(errno) => nix::errno::Errno::from_raw(errno).desc().to_lowercase(),
+        None => e.to_string(),
+    }
+}
+
+fn problems(service: &ServiceDecl) -> Vec<(String, String)> {
+    let mut found = vec![];
+    let Launch::Binary { written, resolved } = &service.launch else {
+        return found;
+    };
+    match resolved {
+        None if written.contains('/') => found.push((
+            format!("its binary `{written}` does not exist"),
+            "build it, or correct `binary=`: a relative path starts at the spec's folder"
+                .to_owned(),
+        )),
+        None => found.push((
+            format!("its binary `{written}` was not found in PATH"),
+            format!("install `{written}`, or give its path"),
+        )),
+        Some(path) => {
+            if let Some(problem) = not_runnable(path) {
+                let hint = if path.is_dir() {
+                    "name the program in it".to_owned()
+                } else {
+                    format!("make it executable: chmod +x {}", path.display())
+                };
+                found.push((format!("its binary {} {problem}", path.display()), hint));
+            }
+        }
+    }
+    if !service.cwd.is_dir() {
+        found.push((
+            format!("its folder {} does not exist", service.cwd.display()),
+            "create it, or correct `cwd=`".to_owned(),
+        ));
+    }
+    if let Some(name) = &service.user {
+        match user::resolve(name) {
+            Err(e) => found.push((e, "create the user, or correct `user=`".to_owned())),
+            Ok(account) => {
+                let own = nix::unistd::geteuid();
+                if !own.is_root() && own.as_raw() != account.ids.uid {
+                    found.push((
+                        format!("running it as user `{name}` needs root"),
+                        "run faultbox as root, or leave `user=` out".to_owned(),
+                    ));
+                }
+            }
+        }
+    }
+    found
+}
+
+fn not_runnable(path: &Path) -> Option<String> {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Some("is a folder".to_owned()),
+        Ok(meta) if meta.permissions().mode() & 0o111 == 0 => Some("is not executable".to_owned()),
+        Ok(_) => None,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Some("does not exist".to_owned()),
+        Err(e) => Some(format!("cannot be looked at: {e}")),
+    }
+}

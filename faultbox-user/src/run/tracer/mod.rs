@@ -1,0 +1,119 @@
+//! What the kernel sees and decides for us: eBPF programs, loaded once per run and shared by its workers.
+//!
+//! The runner loads the programs and attaches them ([`Kernel`]); closing its descriptors, by whatever end, detaches them. Each worker
+//! inherits the maps ([`Share`]) and writes its services into them ([`Watch`]). Where any of this is refused, the run goes on
+//! with what is left: proxies are reached by the addresses that services are given, nothing is counted that seccomp does not see, and
+//! what only the kernel can do (a partition) is an error.
+
+pub mod activity;
+mod addresses;
+mod btf;
+mod object;
+mod records;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::isolation::cgroup;
+use crate::spec::LoadedSpec;
+
+pub use object::Kernel;
+pub use watch::{CutRule, Flow, Watch};
+
+/// A group of programs that is there or not as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    /// System calls are counted and timed.
+    Calls,
+    /// Processes are followed.
+    Processes,
+    /// Connections are sent to proxies, or refused.
+    Dial,
+    /// Connections are followed, and proxies know at once who calls.
+    Sockets,
+    /// Packets are dropped between services.
+    Packets,
+}
+
+impl Feature {
+    /// All of them.
+    pub const ALL: [Feature; 5] = [
+        Feature::Calls,
+        Feature::Processes,
+        Feature::Dial,
+        Feature::Sockets,
+        Feature::Packets,
+    ];
+
+    /// What a run loses without it.
+    pub fn lost(self) -> &'static str {
+        match self {
+            Feature::Calls => "counts and latencies of system calls",
+            Feature::Processes => "events about processes",
+            Feature::Dial => {
+                "redirection: services reach proxies only by the addresses that the spec gives them"
+            }
+            Feature::Sockets => "events about connections",
+            Feature::Packets => "partitions and packet loss",
+        }
+    }
+}
+
+/// What a worker gets: descriptors that it has inherited, and its ring.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Share {
+    /// The maps' names and descriptors.
+    pub maps: BTreeMap<String, RawFd>,
+    /// What is there.
+    pub features: Vec<Feature>,
+    /// The index of its own ring; `None` if too many tests run at once.
+    pub ring: Option<u32>,
+}
+
+/// What the tests of a spec may need. The rest is not attached: while a tracepoint of system calls is in use, every process of the machine
+/// takes a longer way into the kernel.
+pub fn needed(spec: &LoadedSpec) -> Vec<Feature> {
+    let streams = |kinds: &[&str]| kinds.iter().any(|kind| spec.streams().contains(kind));
+    Feature::ALL
+        .into_iter()
+        .filter(|feature| match feature {
+            Feature::Calls => spec.counts_calls() || streams(&["open", "call"]),
+            Feature::Processes => streams(&["fork", "exec", "exit"]),
+            Feature::Packets => spec.cuts_packets(),
+            Feature::Dial | Feature::Sockets => true,
+        })
+        .collect()
+}
+
+/// The kernel's side of the run: these features of it, as far as they can be had.
+///
+/// # Errors
+/// Why none of it can be had, as a lower-case fragment.
+pub fn load(cgroup: Option<&Path>, jobs: usize, wanted: &[Feature]) -> Result<Kernel, String> {
+    if !crate::sys::probe::bpf_capability() {
+        return Err("no CAP_BPF".to_owned());
+    }
+    let cgroup = cgroup.ok_or("no writable cgroup v2")?;
+    // A service's cgroup is two below the run's: the test's, then its own.
+    let level = cgroup::level(cgroup).map(|run| run + 2);
+    Kernel::load(cgroup, level, jobs, wanted)
+}
+
+/// What the run has to do without, a line each.
+pub fn notes(kernel: &Result<Kernel, String>) -> Vec<String> {
+    match kernel {
+        Err(why) => vec![format!(
+            "no eBPF ({why}), so there is no redirection, no partition and no count of system calls; `faultbox doctor` tells how to get it"
+        )],
+        Ok(kernel) => kernel
+            .missing()
+            .iter()
+            .map(|(feature, why)| format!("no {}: {why}", Feature::lost(*feature)))
+            .collect(),
+    }
+}

@@ -1,0 +1,315 @@
+//! Loading the programs and attaching them to the run's cgroup.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::path::Path;
+
+use aya::maps::MapData;
+use aya::programs::links::CgroupAttachMode;
+use aya::programs::{
+    CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, RawTracePoint, SockOps,
+};
+use aya::{Ebpf, EbpfLoader};
+use faultbox_ebpf_common::{CallClass, RINGS, want};
+
+use super::btf::Btf;
+use super::{Feature, Share};
+use crate::sys::{inherit, names};
+
+/// Built by `cargo xtask ebpf`, which also tells whether it is up to date.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!("../../../../faultbox-ebpf/prebuilt/faultbox.bpf.o");
+
+/// How a program is attached.
+enum Hook {
+    /// To a tracepoint of the machine.
+    Tracepoint(&'static str),
+    /// To the run's cgroup.
+    Cgroup,
+}
+
+/// Every program of the object.
+const PROGRAMS: &[(Feature, &str, Hook)] = &[
+    (Feature::Calls, "enter", Hook::Tracepoint("sys_enter")),
+    (Feature::Calls, "exit", Hook::Tracepoint("sys_exit")),
+    (
+        Feature::Processes,
+        "fork",
+        Hook::Tracepoint("sched_process_fork"),
+    ),
+    (
+        Feature::Processes,
+        "exec",
+        Hook::Tracepoint("sched_process_exec"),
+    ),
+    (
+        Feature::Processes,
+        "end",
+        Hook::Tracepoint("sched_process_exit"),
+    ),
+    (Feature::Dial, "connect4", Hook::Cgroup),
+    (Feature::Dial, "connect6", Hook::Cgroup),
+    (Feature::Dial, "sendmsg4", Hook::Cgroup),
+    (Feature::Dial, "sendmsg6", Hook::Cgroup),
+    (Feature::Dial, "recvmsg4", Hook::Cgroup),
+    (Feature::Dial, "recvmsg6", Hook::Cgroup),
+    (Feature::Dial, "getpeername4", Hook::Cgroup),
+    (Feature::Dial, "getpeername6", Hook::Cgroup),
+    (Feature::Sockets, "follow", Hook::Cgroup),
+    (Feature::Packets, "leaves", Hook::Cgroup),
+    (Feature::Packets, "arrives", Hook::Cgroup),
+];
+
+/// The maps that workers read and write.
+const SHARED: &[&str] = &[
+    "SERVICES",
+    "STATS",
+    "STREAMS",
+    "LOST",
+    "REDIRECTS",
+    "REFUSALS",
+    "REFUSED",
+    "PORTS",
+    "CUTS",
+    "ARMED",
+];
+
+/// Where the arguments of a system call stand in the registers that its tracepoint shows: `struct pt_regs` of x86_64 (rdi, rsi, rdx,
+/// r10, r8, r9) and `struct user_pt_regs` of aarch64 (x0 to x5), asm/ptrace.h.
+#[cfg(target_arch = "x86_64")]
+const ARGUMENTS: [u32; 6] = [14 * 8, 13 * 8, 12 * 8, 7 * 8, 9 * 8, 8 * 8];
+#[cfg(target_arch = "aarch64")]
+const ARGUMENTS: [u32; 6] = [0, 8, 16, 24, 32, 40];
+
+/// How many different system calls a service makes, generously: the table of counts has so many entries per test that may run.
+const CALLS_PER_TEST: u32 = 512;
+
+/// The programs of a run. Dropping it, or dying, detaches them.
+pub struct Kernel {
+    /// Keeps programs, links and maps alive.
+    _ebpf: Ebpf,
+    maps: BTreeMap<String, OwnedFd>,
+    features: Vec<Feature>,
+    missing: Vec<(Feature, String)>,
+}
+
+impl Kernel {
+    /// Loads everything and attaches what is wanted and goes; `cgroup` is the run's, `level` how deep below the hierarchy's root its services'
+    /// cgroups will be (`None` if that cannot be known), `jobs` how many tests run at a time.
+    ///
+    /// # Errors
+    /// Why nothing of it can be had, as a lower-case fragment.
+    pub fn load(
+        cgroup: &Path,
+        level: Option<u32>,
+        jobs: usize,
+        wanted: &[Feature],
+    ) -> Result<Kernel, String> {
+        // Megabytes to read, for what only these programs look at.
+        let types = match wanted.contains(&Feature::Processes) {
+            true => Btf::of_kernel(),
+            false => None,
+        };
+        let offset = |structure, member| {
+            types
+                .as_ref()
+                .and_then(|t| t.offset(structure, member))
+                .unwrap_or(0)
+        };
+        let (pid, tgid) = (offset("task_struct", "pid"), offset("task_struct", "tgid"));
+        let exit_code = offset("task_struct", "exit_code");
+        let filename = offset("linux_binprm", "filename");
+        let level = level.unwrap_or(0);
+        let jobs = u32::try_from(jobs).unwrap_or(u32::MAX).clamp(1, RINGS);
+        let mut ebpf = EbpfLoader::new()
+            // No program needs the kernel's types, and reading them all takes longer than loading.
+            .btf(None)
+            .override_global("LEVEL", &level, true)
+            .override_global("ARGUMENTS", &ARGUMENTS, true)
+            .override_global("TASK_PID", &pid, true)
+            .override_global("TASK_TGID", &tgid, true)
+            .override_global("TASK_EXIT_CODE", &exit_code, true)
+            .override_global("BINPRM_FILENAME", &filename, true)
+            .map_max_entries("STATS", CALLS_PER_TEST * jobs)
+            .load(OBJECT)
+            .map_err(|e| explain(&e))?;
+        classify(&mut ebpf)?;
+        let group =
+            File::open(cgroup).map_err(|e| format!("cannot open {}: {e}", cgroup.display()))?;
+        let mut missing: Vec<(Feature, String)> = vec![];
+        for (feature, name, hook) in PROGRAMS {
+            if !wanted.contains(feature) || missing.iter().any(|(f, _)| f == feature) {
+                continue;
+            }
+            let attached = match ebpf.program_mut(name) {
+                Some(program) => attach(program, hook, &group).map_err(|e| explain(&*e)),
+                None => Err(format!("the object has no program `{name}`")),
+            };
+            if let Err(why) = attached {
+                missing.push((*feature, why));
+            }
+        }
+        let features: Vec<Feature> = wanted
+            .iter()
+            .copied()
+            .filter(|f| missing.iter().all(|(m, _)| m != f))
+            .collect();
+        if features.is_empty() && !missing.is_empty() {
+            let (_, why) = missing.swap_remove(0);
+            return Err(why);
+        }
+        let maps = share(&ebpf)?;
+        Ok(Kernel {
+            _ebpf: ebpf,
+            maps,
+            features,
+            missing,
+        })
+    }
+
+    /// What a worker that is about to start inherits.
+    ///
+    /// # Errors
+    /// As fcntl(2), as a lower-case fragment.
+    pub fn share(&self, ring: Option<u32>) -> Result<Share, String> {
+        let allow = |(name, fd): (&String, &OwnedFd)| {
+            inherit::allow(fd).map_err(|e| format!("map `{name}`: {e}"))?;
+            Ok((name.clone(), fd.as_raw_fd()))
+        };
+        Ok(Share {
+            maps: self.maps.iter().map(allow).collect::<Result<_, String>>()?,
+            features: self.features.clone(),
+            ring,
+        })
+    }
+
+    /// What this process itself takes over: descriptors of its own, which no child inherits.
+    ///
+    /// # Errors
+    /// No descriptor is left, as a lower-case fragment.
+    pub fn share_here(&self, ring: u32) -> Result<Share, String> {
+        let copy = |(name, fd): (&String, &OwnedFd)| {
+            let fd = fd.try_clone().map_err(|e| format!("map `{name}`: {e}"))?;
+            Ok((name.clone(), fd.into_raw_fd()))
+        };
+        Ok(Share {
+            maps: self.maps.iter().map(copy).collect::<Result<_, String>>()?,
+            features: self.features.clone(),
+            ring: Some(ring),
+        })
+    }
+
+    /// What could not be attached, and why.
+    pub fn missing(&self) -> &[(Feature, String)] {
+        &self.missing
+    }
+}
+
+/// Tells the programs which calls name files.
+fn classify(ebpf: &mut Ebpf) -> Result<(), String> {
+    let map = ebpf
+        .map_mut("CLASSES")
+        .ok_or("the object has no map `CLASSES`")?;
+    let mut classes = aya::maps::Array::<_, CallClass>::try_from(map).map_err(|e| explain(&e))?;
+    for (name, path, directory) in [
+        ("open", 0, 0),
+        ("creat", 0, 0),
+        ("openat", 1, 1),
+        ("openat2", 1, 1),
+    ] {
+        // Not every machine has all of them.
+        let Some(nr) = names::syscall_number(name).and_then(|nr| u32::try_from(nr).ok()) else {
+            continue;
+        };
+        let class = CallClass {
+            want: want::OPEN,
+            path,
+            directory,
+        };
+        classes.set(nr, class, 0).map_err(|e| explain(&e))?;
+    }
+    Ok(())
+}
+
+fn attach(
+    program: &mut Program,
+    hook: &Hook,
+    cgroup: &File,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mode = CgroupAttachMode::Single;
+    match (program, hook) {
+        (Program::RawTracePoint(program), Hook::Tracepoint(name)) => {
+            let program: &mut RawTracePoint = program;
+            program.load()?;
+            program.attach(name)?;
+        }
+        (Program::CgroupSockAddr(program), Hook::Cgroup) => {
+            let program: &mut CgroupSockAddr = program;
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        }
+        (Program::SockOps(program), Hook::Cgroup) => {
+            let program: &mut SockOps = program;
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        }
+        (Program::CgroupSkb(program), Hook::Cgroup) => {
+            let program: &mut CgroupSkb = program;
+            program.load()?;
+            let kind = program
+                .expected_attach_type()
+                .unwrap_or(CgroupSkbAttachType::Egress);
+            program.attach(cgroup, kind, mode)?;
+        }
+        _ => return Err("the program is not of the kind that its hook takes".into()),
+    }
+    Ok(())
+}
+
+/// Duplicates of the shared maps' descriptors.
+fn share(ebpf: &Ebpf) -> Result<BTreeMap<String, OwnedFd>, String> {
+    SHARED
+        .iter()
+        .map(|name| {
+            let map = ebpf
+                .map(name)
+                .ok_or_else(|| format!("the object has no map `{name}`"))?;
+            let fd = data(map)
+                .fd()
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(|e| format!("map `{name}`: {e}"))?;
+            Ok(((*name).to_owned(), fd))
+        })
+        .collect()
+}
+
+fn data(map: &aya::maps::Map) -> &MapData {
+    use aya::maps::Map;
+    match map {
+        Map::Array(d)
+        | Map::HashMap(d)
+        | Map::LruHashMap(d)
+        | Map::PerCpuHashMap(d)
+        | Map::ArrayOfMaps(d) => d,
+        _ => unreachable!("the object declares no other kind of map that is shared"),
+    }
+}
+
+/// An error with its causes: aya's own says what failed, the last one why. The verifier's log, which may be a thousand lines, is cut
+/// to its end.
+fn explain(error: &dyn std::error::Error) -> String {
+    const MOST: usize = 2_000;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(more) = cause {
+        text = format!("{text}: {more}");
+        cause = more.source();
+    }
+    if text.len() > MOST {
+        let from = text.ceil_char_boundary(text.len() - MOST);
+        text = format!("…{}", &text[from..]);
+    }
+    text
+}

@@ -1,0 +1,377 @@
+//! What streams out of the kernel, as events.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use faultbox_ebpf_common::{
+    Address, CallRecord, ConnectRecord, Header, OpenRecord, PATH, ProcessRecord, kind,
+};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use serde_json::{Map, Value};
+
+use crate::sys::names;
+
+/// A record in an event's shape.
+#[derive(Debug, PartialEq)]
+pub(super) struct Seen {
+    /// The event's type.
+    pub(super) kind: &'static str,
+    /// The service.
+    pub(super) service: Option<String>,
+    /// Its details.
+    pub(super) fields: Map<String, Value>,
+    /// The rule whose hit it is, if it is one.
+    pub(super) rule: Option<u64>,
+}
+
+impl Seen {
+    /// Makes it the event that every system call is which a fault has decided.
+    pub(super) fn hit(&mut self, fault: &str, label: Option<&str>, errno: &str) {
+        self.kind = "syscall";
+        for surplus in ["proto", "via", "ok", "injected", "comm"] {
+            self.fields.remove(surplus);
+        }
+        let mut set = |name: &str, value: &str| {
+            self.fields.insert(name.to_owned(), value.into());
+        };
+        set("syscall", "connect");
+        set("fault", fault);
+        set("action", "deny");
+        set("errno", errno);
+        set("mechanism", "ebpf");
+        if let Some(label) = label {
+            set("label", label);
+        }
+    }
+}
+
+/// Reads one record; `None` if it is of no kind or size that is known here.
+pub(super) fn read(bytes: &[u8], service: impl Fn(u32) -> Option<String>) -> Option<Seen> {
+    let mut reader = Reader(bytes);
+    let header = reader.header()?;
+    let mut fields = Map::new();
+    fields.insert("pid".into(), header.pid.into());
+    if header.tid != 0 {
+        fields.insert("tid".into(), header.tid.into());
+        fields.insert("comm".into(), text(&header.comm).into());
+    }
+    let mut rule = None;
+    let kind = match header.kind {
+        kind::SYSCALL => {
+            let call = reader.call(header)?;
+            let name = i64::try_from(call.nr).ok().and_then(names::syscall_name);
+            let name = name.map_or_else(|| call.nr.to_string(), str::to_owned);
+            fields.insert("syscall".into(), name.into());
+            returned(&mut fields, &call);
+            "call"
+        }
+        kind::OPEN => {
+            let open = reader.open(header)?;
+            if let Some(path) = opened_path(&open) {
+                fields.insert("path".into(), path.into());
+            }
+            returned(&mut fields, &open.call);
+            "open"
+        }
+        kind::EXEC => {
+            let exec = reader.open(header)?;
+            if let Some(path) = written_path(&exec) {
+                fields.insert("path".into(), path.into());
+            }
+            "exec"
+        }
+        kind::FORK => {
+            fields.insert("child".into(), reader.process(header)?.value.into());
+            "fork"
+        }
+        kind::EXIT => {
+            ended(&mut fields, reader.process(header)?.value);
+            "exit"
+        }
+        kind::CONNECTED | kind::FAILED | kind::CLOSED | kind::REFUSED => {
+            let record = reader.connect(header)?;
+            rule = (record.value != 0).then_some(record.value);
+            connection(&mut fields, &record);
+            match header.kind {
+                kind::CLOSED => "disconnect",
+                _ => "connect",
+            }
+        }
+        _ => return None,
+    };
+    Some(Seen {
+        kind,
+        service: service(header.slot),
+        fields,
+        rule,
+    })
+}
+
+/// What a call returned, as every event about one says it.
+fn returned(fields: &mut Map<String, Value>, call: &CallRecord) {
+    if (-4095..0).contains(&call.returned) {
+        let errno = Errno::from_raw(i32::try_from(-call.returned).unwrap_or(0));
+        fields.insert("errno".into(), format!("{errno:?}").into());
+    }
+    fields.insert("returned".into(), call.returned.into());
+    let us = call.duration_ns as f64 / 1e3;
+    fields.insert("duration_us".into(), us.into());
+}
+
+/// A status as wait(2) has it.
+fn ended(fields: &mut Map<String, Value>, status: i64) {
+    // The kernel does not let it be known.
+    let Ok(status) = u32::try_from(status) else {
+        return;
+    };
+    match status & 0x7f {
+        0 => {
+            fields.insert("code".into(), (status >> 8 & 0xff).into());
+        }
+        signal => {
+            let name = i32::try_from(signal)
+                .ok()
+                .and_then(|s| Signal::try_from(s).ok());
+            let name = name.map_or_else(|| signal.to_string(), |s| s.as_str().to_owned());
+            fields.insert("signal".into(), name.into());
+        }
+    }
+}
+
+fn connection(fields: &mut Map<String, Value>, record: &ConnectRecord) {
+    let proto = match record.wanted.proto {
+        6 => "tcp",
+        17 => "udp",
+        _ => "other",
+    };
+    fields.insert("proto".into(), proto.into());
+    fields.insert("peer".into(), socket(&record.wanted).into());
+    if record.sent != record.wanted {
+        fields.insert("via".into(), socket(&record.sent).into());
+    }
+    if record.local_port != 0 {
+        fields.insert("local_port".into(), record.local_port.into());
+    }
+    match record.header.kind {
+        kind::REFUSED => {
+            let errno = Errno::from_raw(record.errno as i32);
+            fields.insert("errno".into(), format!("{errno:?}").into());
+            fields.insert("injected".into(), true.into());
+        }
+        kind::CLOSED => {
+            fields.insert("sent_bytes".into(), record.sent_bytes.into());
+            fields.insert("received_bytes".into(), record.received_bytes.into());
+        }
+        _ => {}
+    }
+    if record.header.kind != kind::CLOSED {
+        let ok = record.header.kind == kind::CONNECTED;
+        fields.insert("ok".into(), ok.into());
+    }
+}
+
+fn socket(address: &Address) -> String {
+    let mut octets = [0; 16];
+    for (to, word) in octets.chunks_exact_mut(4).zip(address.ip) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    let ip = IpAddr::V6(Ipv6Addr::from(octets)).to_canonical();
+    let port = u16::try_from(address.port).unwrap_or(0);
+    SocketAddr::new(ip, port).to_string()
+}
+
+fn written_path(open: &OpenRecord) -> Option<String> {
+    let length = (open.length as usize).min(PATH).checked_sub(1)?;
+    Some(String::from_utf8_lossy(&open.path[..length]).into_owned())
+}
+
+/// The absolute path. A relative one is completed by what its directory is now, which a process may have changed since; symbolic links
+/// are as the program wrote them.
+fn opened_path(open: &OpenRecord) -> Option<String> {
+    let written = written_path(open)?;
+    if written.starts_with('/') {
+        return Some(written);
+    }
+    let pid = open.call.header.pid;
+    let base = match open.directory {
+        libc::AT_FDCWD => format!("/proc/{pid}/cwd"),
+        fd => format!("/proc/{pid}/fd/{fd}"),
+    };
+    let base: PathBuf = std::fs::read_link(base).ok()?;
+    Some(base.join(written).to_string_lossy().into_owned())
+}
+
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// Takes fields from the front, in the order in which the records declare them.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_ne_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_ne_bytes)
+    }
+
+    fn i64(&mut self) -> Option<i64> {
+        self.take().map(i64::from_ne_bytes)
+    }
+
+    fn header(&mut self) -> Option<Header> {
+        Some(Header {
+            kind: self.u32()?,
+            slot: self.u32()?,
+            at_ns: self.u64()?,
+            pid: self.u32()?,
+            tid: self.u32()?,
+            comm: self.take()?,
+        })
+    }
+
+    fn call(&mut self, header: Header) -> Option<CallRecord> {
+        Some(CallRecord {
+            header,
+            nr: self.u64()?,
+            returned: self.i64()?,
+            duration_ns: self.u64()?,
+        })
+    }
+
+    fn open(&mut self, header: Header) -> Option<OpenRecord> {
+        Some(OpenRecord {
+            call: self.call(header)?,
+            directory: self.take().map(i32::from_ne_bytes)?,
+            length: self.u32()?,
+            path: self.take()?,
+        })
+    }
+
+    fn process(&mut self, header: Header) -> Option<ProcessRecord> {
+        Some(ProcessRecord {
+            header,
+            value: self.i64()?,
+        })
+    }
+
+    fn address(&mut self) -> Option<Address> {
+        Some(Address {
+            ip: [self.u32()?, self.u32()?, self.u32()?, self.u32()?],
+            port: self.u32()?,
+            proto: self.u32()?,
+        })
+    }
+
+    fn connect(&mut self, header: Header) -> Option<ConnectRecord> {
+        Some(ConnectRecord {
+            header,
+            wanted: self.address()?,
+            sent: self.address()?,
+            local_port: self.u32()?,
+            errno: self.u32()?,
+            value: self.u64()?,
+            sent_bytes: self.u64()?,
+            received_bytes: self.u64()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn header(kind: u32) -> Vec<u8> {
+        let mut bytes = vec![];
+        for word in [kind, 7] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        bytes.extend(5u64.to_ne_bytes());
+        for word in [100u32, 101] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        bytes.extend(b"postgres\0\0\0\0\0\0\0\0");
+        bytes
+    }
+
+    fn seen(bytes: &[u8]) -> Option<Seen> {
+        read(bytes, |slot| (slot == 7).then(|| "db".to_owned()))
+    }
+
+    #[test]
+    fn calls_opens_and_ends_become_events() {
+        let mut call = header(kind::OPEN);
+        call.extend(257u64.to_ne_bytes());
+        call.extend((-13i64).to_ne_bytes());
+        call.extend(2_500u64.to_ne_bytes());
+        call.extend(libc::AT_FDCWD.to_ne_bytes());
+        call.extend(7u32.to_ne_bytes());
+        call.extend(b"/tmp/x\0");
+        call.resize(size_of::<OpenRecord>(), 0xee);
+        let event = seen(&call).unwrap();
+        assert_eq!((event.kind, event.service.as_deref()), ("open", Some("db")));
+        assert_eq!(
+            Value::Object(event.fields),
+            json!({"pid": 100, "tid": 101, "comm": "postgres", "path": "/tmp/x", "errno": "EACCES", "returned": -13, "duration_us": 2.5})
+        );
+        let mut end = header(kind::EXIT);
+        end.extend(9i64.to_ne_bytes());
+        assert_eq!(seen(&end).unwrap().fields["signal"], "SIGKILL");
+        let mut end = header(kind::EXIT);
+        end.extend((3i64 << 8).to_ne_bytes());
+        assert_eq!(seen(&end).unwrap().fields["code"], 3);
+        let mut end = header(kind::EXIT);
+        end.extend((-1i64).to_ne_bytes());
+        assert!(!seen(&end).unwrap().fields.contains_key("code"));
+    }
+
+    #[test]
+    fn connections_say_where_they_wanted_and_where_they_went() {
+        let mut bytes = header(kind::REFUSED);
+        let localhost = u32::from_ne_bytes([127, 0, 0, 1]);
+        let mapped = u32::from_ne_bytes([0, 0, 255, 255]);
+        for word in [
+            0, 0, mapped, localhost, 5432, 6, 0, 0, mapped, localhost, 61000, 6, 0, 111,
+        ] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        for word in [42u64, 0, 0] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        let mut event = seen(&bytes).unwrap();
+        assert_eq!(event.fields["peer"], "127.0.0.1:5432");
+        assert_eq!(event.fields["via"], "127.0.0.1:61000");
+        assert_eq!(
+            (&event.fields["errno"], &event.fields["ok"], event.rule),
+            (&json!("ECONNREFUSED"), &json!(false), Some(42))
+        );
+        event.hit("down", Some("x"), "ECONNREFUSED");
+        assert_eq!(event.kind, "syscall");
+        assert_eq!(
+            Value::Object(event.fields),
+            json!({"pid": 100, "tid": 101, "peer": "127.0.0.1:5432", "syscall": "connect", "fault": "down", "action": "deny", "errno": "ECONNREFUSED", "mechanism": "ebpf", "label": "x"})
+        );
+    }
+
+    #[test]
+    fn what_is_cut_short_or_unknown_is_no_event() {
+        let mut whole = header(kind::FORK);
+        whole.extend(5i64.to_ne_bytes());
+        for cut in 0..whole.len() {
+            assert_eq!(seen(&whole[..cut]), None, "{cut}");
+        }
+        whole[0] = 99;
+        assert_eq!(seen(&whole), None);
+    }
+}

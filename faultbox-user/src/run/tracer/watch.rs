@@ -1,0 +1,762 @@
+//! A worker's side: its services, proxies and cuts in the shared maps, and what comes back.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{
+    Array, ArrayOfMaps, HashMap as KernelHash, Map, MapData, MapError, PerCpuHashMap, RingBuf,
+};
+use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
+use faultbox_contract::Transport;
+use faultbox_ebpf_common::{
+    BUCKETS, BY_PROXY, CallKey, CallStats, Cut, CutKey, PortKey, REFUSALS, Redirect, RedirectKey,
+    Refusal, Refusals, Service, bucket_bounds, lost, want,
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use serde_json::Value;
+
+use super::addresses::{address, ways_to, words};
+use super::records;
+use super::{Feature, Share};
+use crate::events::Sink;
+use crate::plan::{CallCount, Dest, InterfaceDecl, SyscallAction};
+use crate::run::fleet;
+use crate::run::supervisor::ArmedSyscall;
+use crate::sys::{inherit, names};
+
+/// How many services one test may have: slots are numbered so that no two tests of a run share one.
+const SERVICES_PER_TEST: u32 = 1024;
+
+/// The ring's size: 8 MiB hold 60 000 records of 128 bytes, or 25 000 that name a file: what a machine whose cores are all busy does
+/// in the tenth of a second until the reader has its turn.
+const RING_BYTES: u32 = 8 << 20;
+/// The size of one that only hears of refused connects: 500 records.
+const SMALL_RING_BYTES: u32 = 64 << 10;
+
+/// A draw has 53 bits; a threshold above all draws takes every packet.
+const EVERY: u64 = 1 << 53;
+
+type Hash<K, V> = KernelHash<MapData, K, V>;
+
+/// A worker's part of the kernel's tables.
+pub struct Watch {
+    worker: u32,
+    features: Vec<Feature>,
+    ring_index: u32,
+    /// What of every service is streamed: a set of `faultbox_ebpf_common::want::*`.
+    wants: u32,
+    tables: Mutex<Tables>,
+    ring: Mutex<Option<RingBuf<MapData>>>,
+    names: HashMap<u32, String>,
+    sink: Arc<dyn Sink>,
+}
+
+struct Tables {
+    services: Hash<u64, Service>,
+    redirects: Hash<RedirectKey, Redirect>,
+    ports: Hash<PortKey, u32>,
+    cuts: Hash<CutKey, Cut>,
+    armed: Array<MapData, u64>,
+    refusals: Hash<u32, Refusals>,
+    refused: Hash<u64, u64>,
+    stats: PerCpuHashMap<MapData, CallKey, CallStats>,
+    lost: Array<MapData, u64>,
+    /// The cuts of this worker, oldest first. The kernel knows the newest of each flow.
+    stack: Vec<CutRule>,
+    /// The refusing rules of this worker, oldest first.
+    refusing: Vec<RefusingRule>,
+    /// What is told of a rule that refused; kept when it is lifted, because its last records may still be on their way.
+    told: HashMap<u64, Told>,
+}
+
+#[derive(Debug, Clone)]
+struct Told {
+    fault: String,
+    label: Option<String>,
+    errno: &'static str,
+}
+
+/// Packets from one service to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// The sender.
+    pub from: String,
+    /// The receiver.
+    pub to: String,
+}
+
+/// What happens to some flows.
+#[derive(Debug, Clone)]
+pub struct CutRule {
+    /// Unique in the test.
+    pub id: u64,
+    /// The flows it concerns.
+    pub flows: Vec<Flow>,
+    /// The chance that a packet is lost; `None`: every packet is.
+    pub probability: Option<f64>,
+    /// What the draws depend on.
+    pub seed: u64,
+    /// New connections are refused with this errno instead of timing out.
+    pub refuse: Option<i32>,
+}
+
+#[derive(Debug, Clone)]
+struct RefusingRule {
+    /// See [`Watch::key`].
+    id: u64,
+    slot: u32,
+    dest: Dest,
+    errno: u32,
+}
+
+impl Watch {
+    /// Takes over what the runner shares. `services` are all services of the test, remote ones included, in the order that gives
+    /// them their numbers. `streams` are the types of events (of `crate::events::FROM_KERNEL`) that somebody may ask for; `sink` gets them.
+    ///
+    /// # Errors
+    /// Descriptors that were not inherited, or maps that are not what they should be: why, as a lower-case fragment.
+    pub fn adopt(
+        share: &Share,
+        worker: u64,
+        services: &[&str],
+        streams: &BTreeSet<&'static str>,
+        sink: Arc<dyn Sink>,
+    ) -> Result<Watch, String> {
+        let worker = u32::try_from(worker)
+            .ok()
+            .filter(|w| *w < BY_PROXY / SERVICES_PER_TEST - 1)
+            .ok_or("too many tests in one run")?;
+        if services.len() >= SERVICES_PER_TEST as usize {
+            return Err(format!("more than {SERVICES_PER_TEST} services"));
+        }
+        let mut maps = HashMap::new();
+        for (name, fd) in &share.maps {
+            let fd = inherit::take(*fd).map_err(|e| format!("map `{name}`: {e}"))?;
+            maps.insert(name.as_str(), fd);
+        }
+        let mut take = |name: &str| -> Result<MapData, String> {
+            let fd: OwnedFd = maps
+                .remove(name)
+                .ok_or_else(|| format!("map `{name}` was not inherited"))?;
+            MapData::from_fd(fd).map_err(|e| wrong(name, &e))
+        };
+        let tables = Tables {
+            services: hash("SERVICES", take("SERVICES")?)?,
+            redirects: hash("REDIRECTS", take("REDIRECTS")?)?,
+            ports: KernelHash::try_from(Map::LruHashMap(take("PORTS")?))
+                .map_err(|e| wrong("PORTS", &e))?,
+            cuts: hash("CUTS", take("CUTS")?)?,
+            armed: array("ARMED", take("ARMED")?)?,
+            refusals: hash("REFUSALS", take("REFUSALS")?)?,
+            refused: hash("REFUSED", take("REFUSED")?)?,
+            stats: PerCpuHashMap::try_from(Map::PerCpuHashMap(take("STATS")?))
+                .map_err(|e| wrong("STATS", &e))?,
+            lost: array("LOST", take("LOST")?)?,
+            stack: vec![],
+            refusing: vec![],
+            told: HashMap::new(),
+        };
+        let room = match streams.is_empty() {
+            true => SMALL_RING_BYTES,
+            false => RING_BYTES,
+        };
+        let mut ring = None;
+        if let Some(index) = share.ring {
+            let streams = take("STREAMS")?;
+            let mine = new_ring(room)?;
+            let mut streams: ArrayOfMaps<MapData, RingBuf<MapData>> =
+                ArrayOfMaps::try_from(Map::ArrayOfMaps(streams))
+                    .map_err(|e| wrong("STREAMS", &e))?;
+            streams
+                .set(index, &mine, 0)
+                .map_err(|e| wrong("STREAMS", &e))?;
+            ring = Some(mine);
+        }
+        let watch = Watch {
+            worker,
+            features: share.features.clone(),
+            ring_index: share.ring.unwrap_or(0),
+            wants: match ring {
+                Some(_) => wants(streams),
+                None => 0,
+            },
+            tables: Mutex::new(tables),
+            ring: Mutex::new(ring),
+            names: services
+                .iter()
+                .zip(1..)
+                .map(|(name, n)| (worker * SERVICES_PER_TEST + n, (*name).to_owned()))
+                .collect(),
+            sink,
+        };
+        watch.forget_losses();
+        Ok(watch)
+    }
+
+    /// Can anything be streamed?
+    pub fn streams(&self) -> bool {
+        self.ring().is_some()
+    }
+
+    /// Is this group of programs at work?
+    pub fn has(&self, feature: Feature) -> bool {
+        self.features.contains(&feature)
+    }
+
+    /// Makes a service known by its cgroup. From then on its calls are counted and its connections redirected. With
+    /// `calls`, every call of it is streamed as well. Said again, it changes that.
+    ///
+    /// # Errors
+    /// The cgroup is gone, or the kernel has no room.
+    pub fn service(&self, name: &str, cgroup: &Path, calls: bool) -> Result<(), String> {
+        // A version 2 cgroup's id is its inode's number (bpf_get_current_cgroup_id in bpf-helpers(7)).
+        let id = std::fs::metadata(cgroup)
+            .map_err(|e| format!("{}: {e}", cgroup.display()))?
+            .ino();
+        let service = Service {
+            slot: self.slot(name)?,
+            worker: self.worker,
+            ring: self.ring_index,
+            wants: match calls && self.ring().is_some() {
+                true => self.wants | want::SYSCALL,
+                false => self.wants,
+            },
+        };
+        self.tables()
+            .services
+            .insert(id, service, 0)
+            .map_err(|e| wrong("SERVICES", &e))
+    }
+
+    /// Makes an interface's proxy known: what other services send to `real` goes there, in what its protocol travels in. Said again
+    /// with another address of the same server, that does, too.
+    ///
+    /// # Errors
+    /// The kernel has no room.
+    pub fn interface(
+        &self,
+        service: &str,
+        interface: &InterfaceDecl,
+        real: SocketAddr,
+    ) -> Result<(), String> {
+        let owner = self.slot(service)?;
+        let proxy = interface.proxy_addr;
+        let mut tables = self.tables();
+        for proto in protos(interface.protocol) {
+            let port = |port: u16| PortKey {
+                worker: self.worker,
+                proto,
+                port: port.into(),
+            };
+            tables
+                .ports
+                .insert(port(real.port()), owner, 0)
+                .map_err(|e| wrong("PORTS", &e))?;
+            let Some(proxy) = proxy else { continue };
+            tables
+                .ports
+                .insert(port(proxy.port()), owner | BY_PROXY, 0)
+                .map_err(|e| wrong("PORTS", &e))?;
+            for ip in ways_to(real.ip()) {
+                let key = RedirectKey {
+                    worker: self.worker,
+                    to: address(SocketAddr::new(ip, real.port()), proto),
+                };
+                let redirect = Redirect {
+                    to: address(proxy, proto),
+                    owner,
+                };
+                tables
+                    .redirects
+                    .insert(key, redirect, 0)
+                    .map_err(|e| wrong("REDIRECTS", &e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The service that a connection comes from, by its own port. `None` if it is none of the services, or not known.
+    pub fn source(&self, peer: SocketAddr, proto: u32) -> Option<&str> {
+        let key = PortKey {
+            worker: self.worker,
+            proto,
+            port: peer.port().into(),
+        };
+        let slot = self.tables().ports.get(&key, 0).ok()?;
+        self.names.get(&slot).map(String::as_str)
+    }
+
+    /// Puts a cut in force: when this returns, packets meet it.
+    ///
+    /// # Errors
+    /// A service that is not known, or no room in the kernel; nothing is in force then.
+    pub fn cut(&self, rule: CutRule) -> Result<(), String> {
+        let flows = self.keys(&rule)?;
+        let id = rule.id;
+        let mut tables = self.tables();
+        tables.stack.push(rule);
+        for key in flows {
+            if let Err(e) = tables.refresh(self, key) {
+                drop(tables);
+                self.heal(id);
+                return Err(e);
+            }
+        }
+        // From now on packets are looked at, for the rest of the run: to take that back would need to know that no other test of it
+        // is just about to cut something, too.
+        tables.armed.set(0, 1, 0).map_err(|e| wrong("ARMED", &e))
+    }
+
+    /// Lifts a cut and says how many packets it took. The flows fall back to the cut before it, or are whole again.
+    pub fn heal(&self, id: u64) -> u64 {
+        let mut tables = self.tables();
+        let Some(at) = tables.stack.iter().position(|r| r.id == id) else {
+            return 0;
+        };
+        let dropped = tables.dropped(self, id);
+        let rule = tables.stack.remove(at);
+        for key in self.keys(&rule).unwrap_or_default() {
+            let _ = tables.refresh(self, key);
+        }
+        dropped
+    }
+
+    /// How many packets a cut has taken, while it is the newest of its flows.
+    pub fn dropped(&self, id: u64) -> u64 {
+        self.tables().dropped(self, id)
+    }
+
+    /// Refuses a service's connects to the rule's `dest` with its errno from now on, and reports each as the rule's hit.
+    ///
+    /// # Errors
+    /// More destinations than the kernel's table holds, a service that is not known, or a rule that is no such refusal; nothing is in
+    /// force then.
+    pub fn refuse(&self, service: &str, rule: &ArmedSyscall) -> Result<(), String> {
+        let (Some(dest), SyscallAction::Deny { errno, name }) =
+            (&rule.rule.dest, &rule.rule.action)
+        else {
+            return Err("only a refusal of certain destinations can be the kernel's".to_owned());
+        };
+        let (id, slot) = (self.key(rule.id), self.slot(service)?);
+        let mut tables = self.tables();
+        let told = Told {
+            fault: rule.fault.clone(),
+            label: rule.rule.label.clone(),
+            errno: name,
+        };
+        tables.told.insert(id, told);
+        tables
+            .refused
+            .insert(id, 0, 0)
+            .map_err(|e| wrong("REFUSED", &e))?;
+        tables.refusing.push(RefusingRule {
+            id,
+            slot,
+            dest: dest.clone(),
+            errno: errno.unsigned_abs(),
+        });
+        let done = tables.write_refusals(slot);
+        if done.is_err() {
+            tables.refusing.retain(|r| r.id != id);
+            let _ = tables.write_refusals(slot);
+            let _ = tables.refused.remove(&id);
+        }
+        done
+    }
+
+    /// Ends a refusal.
+    pub fn admit(&self, id: u64) {
+        let mut tables = self.tables();
+        let key = self.key(id);
+        let Some(at) = tables.refusing.iter().position(|r| r.id == key) else {
+            return;
+        };
+        let rule = tables.refusing.remove(at);
+        let _ = tables.write_refusals(rule.slot);
+    }
+
+    /// How often a rule has refused.
+    pub fn refusals(&self, id: u64) -> u64 {
+        self.tables().refused.get(&self.key(id), 0).unwrap_or(0)
+    }
+
+    /// What a service has called so far, the most called first.
+    pub fn calls(&self, service: &str) -> Vec<CallCount> {
+        let Ok(slot) = self.slot(service) else {
+            return vec![];
+        };
+        let tables = self.tables();
+        let mut found: Vec<CallCount> = tables
+            .stats
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|key| key.slot == slot)
+            .filter_map(|key| {
+                let per_cpu = tables.stats.get(&key, 0).ok()?;
+                Some(sum(key.nr, per_cpu.iter()))
+            })
+            .collect();
+        found.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(&b.name)));
+        found
+    }
+
+    /// Turns what has streamed in into events.
+    pub fn drain(&self) {
+        let mut ring = self.ring();
+        let Some(ring) = ring.as_mut() else { return };
+        while let Some(item) = ring.next() {
+            let Some(mut record) = records::read(&item, |slot| self.names.get(&slot).cloned())
+            else {
+                continue;
+            };
+            if let Some(told) = record
+                .rule
+                .and_then(|id| self.tables().told.get(&id).cloned())
+            {
+                record.hit(&told.fault, told.label.as_deref(), told.errno);
+            }
+            self.sink.record(
+                record.kind,
+                record.service.as_deref(),
+                Value::Object(record.fields),
+            );
+        }
+        self.sink.lost_before(self.lost().0);
+    }
+
+    /// Drains on a thread of its own from now on, for as long as the process lives.
+    pub fn follow(self: &Arc<Self>) {
+        // A duplicate, so that nobody waits for the lock while the thread waits for the kernel.
+        let Some(Ok(fd)) = self
+            .ring()
+            .as_ref()
+            .map(|ring| ring.as_fd().try_clone_to_owned())
+        else {
+            return;
+        };
+        let watch = Arc::downgrade(self);
+        // Without the thread, records are still read whenever somebody asks for events.
+        let _ = std::thread::Builder::new()
+            .name("kernel events".to_owned())
+            .spawn(move || {
+                loop {
+                    let mut poll = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+                    let _ = nix::poll::poll(&mut poll, PollTimeout::NONE);
+                    match watch.upgrade() {
+                        Some(watch) => watch.drain(),
+                        None => return,
+                    }
+                }
+            });
+    }
+
+    /// How many records and counts were lost, by cause: (ring full, tables full).
+    pub fn lost(&self) -> (u64, u64) {
+        let tables = self.tables();
+        let count = |cause: u32| {
+            let at = self.ring_index * lost::CAUSES + cause;
+            tables.lost.get(&at, 0).unwrap_or(0)
+        };
+        (
+            count(lost::RING_FULL),
+            count(lost::STATS_FULL) + count(lost::STARTS_FULL),
+        )
+    }
+
+    /// The test before us may have had the same ring.
+    fn forget_losses(&self) {
+        let mut tables = self.tables();
+        for cause in 0..lost::CAUSES {
+            let at = self.ring_index * lost::CAUSES + cause;
+            let _ = tables.lost.set(at, 0, 0);
+        }
+    }
+
+    /// Takes everything of this worker out of the tables again, so that a long run does not fill them.
+    pub fn withdraw(&self) {
+        let mine = |slot: u32| self.names.contains_key(&(slot & !BY_PROXY));
+        let mut tables = self.tables();
+        tables.stack.clear();
+        withdraw(&mut tables.services, |_, s: &Service| {
+            s.worker == self.worker
+        });
+        withdraw(&mut tables.redirects, |k: &RedirectKey, _| {
+            k.worker == self.worker
+        });
+        withdraw(&mut tables.ports, |k: &PortKey, _| k.worker == self.worker);
+        withdraw(&mut tables.cuts, |k: &CutKey, _| mine(k.from));
+        withdraw(&mut tables.refusals, |slot: &u32, _| mine(*slot));
+        withdraw(&mut tables.refused, |rule: &u64, _| {
+            rule >> 32 == u64::from(self.worker)
+        });
+        let keys: Vec<CallKey> = tables.stats.keys().filter_map(Result::ok).collect();
+        for key in keys.into_iter().filter(|k| mine(k.slot)) {
+            let _ = tables.stats.remove(&key);
+        }
+    }
+
+    /// A rule's id in the tables that all tests of the run share: ids are unique in a test only.
+    fn key(&self, rule: u64) -> u64 {
+        u64::from(self.worker) << 32 | rule
+    }
+
+    fn slot(&self, service: &str) -> Result<u32, String> {
+        self.names
+            .iter()
+            .find(|(_, name)| *name == service)
+            .map(|(slot, _)| *slot)
+            .ok_or_else(|| format!("there is no service `{service}`"))
+    }
+
+    fn keys(&self, rule: &CutRule) -> Result<Vec<CutKey>, String> {
+        let key = |flow: &Flow| {
+            Ok(CutKey {
+                from: self.slot(&flow.from)?,
+                to: self.slot(&flow.to)?,
+            })
+        };
+        rule.flows.iter().map(key).collect()
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Option<RingBuf<MapData>>> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tables {
+    /// Tells the kernel about the newest cut of a flow.
+    fn refresh(&mut self, watch: &Watch, key: CutKey) -> Result<(), String> {
+        let newest = self
+            .stack
+            .iter()
+            .rev()
+            .find(|r| watch.keys(r).is_ok_and(|keys| keys.contains(&key)));
+        let Some(rule) = newest else {
+            return match self.cuts.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+                Err(e) => Err(wrong("CUTS", &e)),
+            };
+        };
+        let cut = Cut {
+            below: match rule.probability {
+                None => EVERY,
+                // 53 bits: the mantissa of an f64.
+                Some(p) => (p.clamp(0.0, 1.0) * EVERY as f64) as u64,
+            },
+            seed: rule.seed,
+            refuse: rule.refuse.map_or(0, i32::unsigned_abs),
+            ..Cut::default()
+        };
+        self.cuts.insert(key, cut, 0).map_err(|e| wrong("CUTS", &e))
+    }
+
+    fn dropped(&self, watch: &Watch, id: u64) -> u64 {
+        let Some(rule) = self.stack.iter().find(|r| r.id == id) else {
+            return 0;
+        };
+        watch
+            .keys(rule)
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|key| self.cuts.get(key, 0).ok())
+            .filter(|cut| cut.seed == rule.seed)
+            .map(|cut| cut.dropped)
+            .sum()
+    }
+
+    fn write_refusals(&mut self, slot: u32) -> Result<(), String> {
+        let mut list: Vec<Refusal> = vec![];
+        // The most recently applied decides.
+        for rule in self.refusing.iter().rev().filter(|r| r.slot == slot) {
+            list.extend(refusals(rule));
+        }
+        if list.is_empty() {
+            return match self.refusals.remove(&slot) {
+                Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+                Err(e) => Err(wrong("REFUSALS", &e)),
+            };
+        }
+        if list.len() > REFUSALS {
+            return Err(format!(
+                "{} destinations, and the kernel's table has room for {REFUSALS} per service",
+                list.len()
+            ));
+        }
+        let mut refusals = Refusals {
+            count: list.len() as u32,
+            reserved: 0,
+            list: [Refusal::default(); REFUSALS],
+        };
+        refusals.list[..list.len()].copy_from_slice(&list);
+        self.refusals
+            .insert(slot, refusals, 0)
+            .map_err(|e| wrong("REFUSALS", &e))
+    }
+}
+
+/// What is streamed, so that events of these types can be had.
+fn wants(streams: &BTreeSet<&'static str>) -> u32 {
+    streams
+        .iter()
+        .map(|kind| match *kind {
+            "open" => want::OPEN,
+            "fork" | "exec" | "exit" => want::PROCESS,
+            "connect" | "disconnect" => want::CONNECT,
+            // Calls are streamed while a trace asks for them.
+            _ => 0,
+        })
+        .fold(0, |all, one| all | one)
+}
+
+/// The protocols of RFC 790 that an interface's own is carried by.
+fn protos(protocol: &str) -> impl Iterator<Item = u32> {
+    let transport = fleet::protocol(protocol).map_or(Transport::Tcp, |p| p.transport());
+    [
+        (transport.has_tcp(), libc::IPPROTO_TCP),
+        (transport.has_udp(), libc::IPPROTO_UDP),
+    ]
+    .into_iter()
+    .filter_map(|(carries, proto)| carries.then_some(proto.unsigned_abs()))
+}
+
+/// A ring of its own, which no object declares.
+fn new_ring(bytes: u32) -> Result<RingBuf<MapData>, String> {
+    let shape = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
+    let data = MapData::create(shape, "faultbox_ring", None).map_err(|e| wrong("ring", &e))?;
+    RingBuf::try_from(Map::RingBuf(data)).map_err(|e| wrong("ring", &e))
+}
+
+/// Adds up what the CPUs have counted.
+fn sum<'a>(nr: u32, per_cpu: impl Iterator<Item = &'a CallStats>) -> CallCount {
+    let mut sum = CallStats::EMPTY;
+    let mut histogram = [0u64; BUCKETS];
+    for stats in per_cpu {
+        sum.count += stats.count;
+        sum.errors += stats.errors;
+        sum.total_ns += stats.total_ns;
+        for (total, n) in histogram.iter_mut().zip(stats.histogram) {
+            *total += u64::from(n);
+        }
+    }
+    CallCount {
+        name: names::syscall_name(i64::from(nr))
+            .map_or_else(|| format!("syscall_{nr}"), str::to_owned),
+        count: sum.count,
+        errors: sum.errors,
+        total_ns: sum.total_ns,
+        pairs: histogram
+            .into_iter()
+            .enumerate()
+            .filter(|(_, n)| *n > 0)
+            .map(|(at, n)| (bucket_bounds(at).1.max(1), n))
+            .collect(),
+    }
+}
+
+fn refusals(rule: &RefusingRule) -> Vec<Refusal> {
+    let refusal = |ip: IpAddr, prefix: u8, port: u16| {
+        let (ip, prefix) = match ip.to_canonical() {
+            IpAddr::V4(v4) => (v4.to_ipv6_mapped(), 96 + u32::from(prefix)),
+            IpAddr::V6(v6) => (v6, u32::from(prefix)),
+        };
+        let mask = Ipv6Addr::from(u128::MAX.checked_shl(128 - prefix).unwrap_or(0));
+        let (ip, mask) = (words(IpAddr::V6(ip)), words(IpAddr::V6(mask)));
+        Refusal {
+            ip: std::array::from_fn(|i| ip[i] & mask[i]),
+            mask,
+            port: port.into(),
+            errno: rule.errno,
+            rule: rule.id,
+        }
+    };
+    match &rule.dest {
+        Dest::Addrs(addrs) => addrs
+            .iter()
+            .map(|a| {
+                let full = if a.ip().to_canonical().is_ipv4() {
+                    32
+                } else {
+                    128
+                };
+                refusal(a.ip(), full, a.port())
+            })
+            .collect(),
+        Dest::Cidr { net, prefix } => vec![refusal(*net, *prefix, 0)],
+    }
+}
+
+fn hash<K: aya::Pod, V: aya::Pod>(name: &str, data: MapData) -> Result<Hash<K, V>, String> {
+    KernelHash::try_from(Map::HashMap(data)).map_err(|e| wrong(name, &e))
+}
+
+fn array<V: aya::Pod>(name: &str, data: MapData) -> Result<Array<MapData, V>, String> {
+    Array::try_from(Map::Array(data)).map_err(|e| wrong(name, &e))
+}
+
+fn withdraw<K: aya::Pod, V: aya::Pod>(map: &mut Hash<K, V>, mine: impl Fn(&K, &V) -> bool) {
+    let keys: Vec<K> = map
+        .iter()
+        .filter_map(Result::ok)
+        .filter(|(k, v)| mine(k, v))
+        .map(|(k, _)| k)
+        .collect();
+    for key in keys {
+        let _ = map.remove(&key);
+    }
+}
+
+fn wrong(what: &str, error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{what}: {error}: {cause}"),
+        None => format!("{what}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_masked() {
+        let rule = |dest| RefusingRule {
+            id: 7,
+            slot: 1,
+            dest,
+            errno: 111,
+        };
+        let block = refusals(&rule(Dest::Cidr {
+            net: "10.1.2.3".parse().unwrap(),
+            prefix: 16,
+        }));
+        assert_eq!(block[0].ip, words("10.1.0.0".parse().unwrap()));
+        assert_eq!(block[0].mask[2], u32::MAX);
+        assert_eq!(block[0].mask[3], u32::from_ne_bytes([255, 255, 0, 0]));
+        assert_eq!((block[0].port, block[0].rule), (0, 7));
+        let all = refusals(&rule(Dest::Cidr {
+            net: "::".parse().unwrap(),
+            prefix: 0,
+        }));
+        assert_eq!((all[0].ip, all[0].mask), ([0; 4], [0; 4]));
+        let exact = refusals(&rule(Dest::Addrs(vec!["[::1]:80".parse().unwrap()])));
+        assert_eq!((exact[0].mask, exact[0].port), ([u32::MAX; 4], 80));
+    }
+
+    #[test]
+    fn counts_of_all_cpus_add_up() {
+        let mut one = CallStats::EMPTY;
+        one.count = 2;
+        one.histogram[20] = 2;
+        let calls = sum(u32::MAX, [one, one].iter());
+        assert_eq!(calls.count, 4);
+        assert_eq!(calls.pairs, [(bucket_bounds(20).1, 4)]);
+        assert_eq!(calls.name, format!("syscall_{}", u32::MAX));
+    }
+}

@@ -1,0 +1,454 @@
+//! `events assert_eventually assert_never assert_before`: what happened, whatever its type.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use faultbox_contract::{Dialect, Glob};
+use starlark::collections::SmallMap;
+use starlark::environment::GlobalsBuilder;
+use starlark::eval::Evaluator;
+use starlark::starlark_module;
+use starlark::values::dict::DictRef;
+use starlark::values::list::AllocList;
+use starlark::values::none::NoneType;
+use starlark::values::tuple::UnpackTuple;
+use starlark::values::{Heap, Value};
+
+use super::names;
+use crate::events::Event;
+use crate::plan::report::Blame;
+use crate::spec::context::{RunState, context, count_assertion, running};
+use crate::spec::convert::{alloc_json, kind_of};
+use crate::spec::params::{callable, given, is_callable, span};
+use crate::spec::problem::{Kind, Place, Problem};
+use crate::spec::values::event::{EventValue, field};
+use crate::spec::values::service::ServiceValue;
+
+/// One condition on a field.
+enum Test<'v> {
+    /// Text is a glob on the field's text.
+    Glob(Glob),
+    /// Anything else must be equal.
+    Equal(Value<'v>),
+    /// An object that has these entries, among others.
+    Entries(Vec<(String, Test<'v>)>),
+}
+
+/// Which events are meant.
+pub(super) struct Filter<'v> {
+    fields: Vec<(String, Test<'v>)>,
+    wheres: Vec<Value<'v>>,
+    /// The value of `type=`, if it is text.
+    kind: Option<String>,
+    /// The value of `service=`, if it is text.
+    service: Option<String>,
+    text: String,
+}
+
+impl<'v> Filter<'v> {
+    fn new(keywords: impl IntoIterator<Item = (String, Value<'v>)>) -> Result<Self, Problem> {
+        let mut filter = Filter {
+            fields: vec![],
+            wheres: vec![],
+            kind: None,
+            service: None,
+            text: String::new(),
+        };
+        let mut words = vec![];
+        for (name, value) in keywords {
+            words.push(format!("{name}={}", value.to_repr()));
+            if name == "where" {
+                filter.wheres.push(callable("where", value)?);
+                continue;
+            }
+            if name == "type" {
+                filter.kind = value.unpack_str().map(str::to_owned);
+            }
+            if name == "service" {
+                filter.service = value.unpack_str().map(str::to_owned);
+            }
+            let test = if let Some(service) = ServiceValue::from_value(value) {
+                Test::Equal(value).exact(&service.decl.name)
+            } else if let Some(text) = value.unpack_str() {
+                Test::Glob(
+                    Glob::new(text, Dialect::Text)
+                        .map_err(|e| Problem::param(&name, format!("`{name}`: {e}")))?,
+                )
+            } else if matches!(name.as_str(), "type" | "service") && !value.is_none() {
+                return Err(Problem::param(
+                    &name,
+                    format!("`{name}`: expected string, got {}", kind_of(value)),
+                ));
+            } else {
+                Test::Equal(value)
+            };
+            filter.fields.push((name, test));
+        }
+        filter.text = if words.is_empty() {
+            "any event".into()
+        } else {
+            words.join(", ")
+        };
+        Ok(filter)
+    }
+
+    /// From `events(where=..., type=...)`: keywords, and predicates by position.
+    fn from_call(
+        positional: &[Value<'v>],
+        keywords: SmallMap<String, Value<'v>>,
+    ) -> Result<Self, Problem> {
+        let mut filter = Filter::new(keywords)?;
+        for (i, value) in positional.iter().enumerate() {
+            if !is_callable(*value) {
+                return Err(Problem::new(
+                    Place::Positional(i),
+                    format!("expected a function of an event, got {}", kind_of(*value)),
+                )
+                .help(
+                    "filters are keywords: type=\"syscall\", service=\"db\", where=lambda e: ...",
+                ));
+            }
+            filter.wheres.push(*value);
+        }
+        Ok(filter)
+    }
+
+    /// From `calls(mock, path=, headers={"x": "a*"})`: a dict names some of a field's entries.
+    pub(super) fn with_entries(keywords: SmallMap<String, Value<'v>>) -> Result<Self, Problem> {
+        let mut filter = Filter::new(keywords)?;
+        for (name, test) in &mut filter.fields {
+            if let Test::Equal(value) = test
+                && let Some(dict) = DictRef::from_value(*value)
+            {
+                *test = entries(name, &dict)?;
+            }
+        }
+        Ok(filter)
+    }
+
+    /// Does it let everything through?
+    pub(super) fn is_empty(&self) -> bool {
+        self.fields.is_empty() && self.wheres.is_empty()
+    }
+
+    /// As it was written.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// From `first={"type": "syscall"}`, or a function.
+    fn from_value(name: &str, value: Value<'v>) -> Result<Self, Problem> {
+        if is_callable(value) {
+            return Filter::new([("where".to_owned(), value)]);
+        }
+        let Some(dict) = DictRef::from_value(value) else {
+            return Err(Problem::param(
+                name,
+                format!(
+                    "`{name}`: expected a dict of filters or a function, got {}",
+                    kind_of(value)
+                ),
+            ));
+        };
+        let mut keywords = vec![];
+        for (i, (key, value)) in dict.iter().enumerate() {
+            let Some(key) = key.unpack_str() else {
+                return Err(Problem::new(
+                    Place::Item(name.to_owned(), i),
+                    format!("`{name}`: a field's name is a string"),
+                ));
+            };
+            keywords.push((key.to_owned(), value));
+        }
+        Filter::new(keywords).map_err(|p| Problem {
+            place: Place::Param(name.to_owned()),
+            ..p
+        })
+    }
+
+    pub(super) fn matches(
+        &self,
+        eval: &mut Evaluator<'v, '_, '_>,
+        event: &Event,
+    ) -> starlark::Result<bool> {
+        let heap = eval.heap();
+        for (name, test) in &self.fields {
+            let actual = field(event, name);
+            if !test.holds(heap, &actual)? {
+                return Ok(false);
+            }
+        }
+        for function in &self.wheres {
+            let value = heap.alloc(EventValue(event.clone()));
+            if !eval.eval_function(*function, &[value], &[])?.to_bool() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Tests on some entries of an object.
+fn entries<'v>(name: &str, dict: &DictRef<'v>) -> Result<Test<'v>, Problem> {
+    let mut tests = vec![];
+    for (i, (key, value)) in dict.iter().enumerate() {
+        let Some(key) = key.unpack_str() else {
+            return Err(Problem::new(
+                Place::Item(name.to_owned(), i),
+                format!("`{name}`: the name of an entry is a string"),
+            ));
+        };
+        let test = match (value.unpack_str(), DictRef::from_value(value)) {
+            (Some(text), _) => Test::Glob(
+                Glob::new(text, Dialect::Text)
+                    .map_err(|e| Problem::param(name, format!("`{name}`: {e}")))?,
+            ),
+            (None, Some(inner)) => entries(name, &inner)?,
+            (None, None) => Test::Equal(value),
+        };
+        tests.push((key.to_owned(), test));
+    }
+    Ok(Test::Entries(tests))
+}
+
+impl<'v> Test<'v> {
+    fn holds(&self, heap: Heap<'v>, actual: &serde_json::Value) -> starlark::Result<bool> {
+        Ok(match self {
+            Test::Glob(glob) => match actual {
+                serde_json::Value::String(text) => glob.matches(text),
+                serde_json::Value::Null => false,
+                // A number or a truth value is matched as it is written.
+                other => glob.matches(&other.to_string()),
+            },
+            Test::Equal(expected) => alloc_json(heap, actual).equals(*expected)?,
+            Test::Entries(tests) => {
+                for (name, test) in tests {
+                    let entry = actual.get(name).unwrap_or(&serde_json::Value::Null);
+                    if !test.holds(heap, entry)? {
+                        return Ok(false);
+                    }
+                }
+                actual.is_object()
+            }
+        })
+    }
+
+    /// A name, taken literally.
+    fn exact(self, name: &str) -> Self {
+        let escaped: String = name
+            .chars()
+            .flat_map(|c| {
+                let special = "*?[]{}\\".contains(c);
+                special.then_some('\\').into_iter().chain([c])
+            })
+            .collect();
+        Glob::new(&escaped, Dialect::Text).map_or(self, Test::Glob)
+    }
+}
+
+/// The first event after `seq` that matches; `seq` moves past what was looked at.
+fn find<'v>(
+    eval: &mut Evaluator<'v, '_, '_>,
+    run: &RunState,
+    filter: &Filter<'v>,
+    seq: &mut u64,
+) -> starlark::Result<Option<Event>> {
+    for event in run.host.events().since(*seq) {
+        *seq = event.seq;
+        if filter.matches(eval, &event)? {
+            return Ok(Some(event));
+        }
+    }
+    Ok(None)
+}
+
+/// Looks until an event matches or the time is up.
+fn wait_for<'v>(
+    eval: &mut Evaluator<'v, '_, '_>,
+    run: &RunState,
+    filter: &Filter<'v>,
+    seq: &mut u64,
+    deadline: Instant,
+) -> starlark::Result<Option<Event>> {
+    loop {
+        if let Some(event) = find(eval, run, filter, seq)? {
+            return Ok(Some(event));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        let seen = *seq;
+        // Short turns: where the log is full nothing grows any more, but the deadline still comes.
+        run.blocking(|| run.host.events().wait_past(seen, deadline));
+        if run.host.events().dropped() > 0 {
+            run.blocking(|| {
+                std::thread::sleep(
+                    Duration::from_millis(10)
+                        .min(deadline.saturating_duration_since(Instant::now())),
+                );
+            });
+        }
+    }
+}
+
+/// Notes that the test depends on events. What nobody could have seen is neither there nor absent, and what cannot be is a mistake.
+pub(super) fn observable<'v>(
+    eval: &Evaluator<'v, '_, '_>,
+    run: &RunState,
+    filter: &Filter<'v>,
+) -> Result<(), Problem> {
+    run.transcript.asked_events.store(true, Ordering::Relaxed);
+    let world = context(eval)?.world;
+    if let Some(kind) = &filter.kind {
+        for kind in names::kernel_types(kind)? {
+            run.host.observes(kind).map_err(Problem::from)?;
+        }
+    }
+    if let Some(service) = &filter.service {
+        names::check_service(world, service)?;
+    }
+    for (name, _) in &filter.fields {
+        names::check_field(world, run, name)?;
+    }
+    Ok(())
+}
+
+/// Where events were lost, absence proves nothing.
+pub(super) fn lost(run: &RunState, what: &str) -> Result<(), Problem> {
+    match run.host.events().dropped() {
+        0 => Ok(()),
+        n => Err(Problem {
+            kind: Kind::Host(Blame::Environment),
+            place: Place::Whole,
+            ..Problem::call(format!("{n} events were lost, so {what} cannot be said"))
+                .help("observe fewer streams, or fault fewer calls, so that the log holds them all")
+        }),
+    }
+}
+
+fn within(value: Option<Value>) -> Result<Duration, Problem> {
+    given(value).map_or(Ok(Duration::ZERO), |v| span("within", v))
+}
+
+#[starlark_module]
+fn module(builder: &mut GlobalsBuilder) {
+    /// The events so far that pass every filter: `events(type="proxy", service="db", query="INSERT*")`, `events(where=lambda e: ...)`.
+    ///
+    /// Text is a glob on the field, any other value must be equal; an event has `.seq .time .type .service` and its fields, and a
+    /// missing field is None.
+    fn events<'v>(
+        #[starlark(args)] predicates: UnpackTuple<Value<'v>>,
+        #[starlark(kwargs)] filters: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
+        let run = running(eval, "events")?;
+        let filter = Filter::from_call(&predicates.items, filters)?;
+        observable(eval, run, &filter)?;
+        let mut found = vec![];
+        for event in run.host.events().since(0) {
+            if filter.matches(eval, &event)? {
+                found.push(eval.heap().alloc(EventValue(event)));
+            }
+        }
+        Ok(eval.heap().alloc(AllocList(found)))
+    }
+
+    /// Fails the test unless an event passes the filters now, or within `within`; returns it.
+    fn assert_eventually<'v>(
+        #[starlark(args)] predicates: UnpackTuple<Value<'v>>,
+        #[starlark(require = named)] within: Option<Value<'v>>,
+        #[starlark(kwargs)] filters: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<Value<'v>> {
+        let run = running(eval, "assert_eventually")?;
+        count_assertion(run);
+        let within = self::within(within)?;
+        let filter = Filter::from_call(&predicates.items, filters)?;
+        observable(eval, run, &filter)?;
+        let mut seq = 0;
+        match wait_for(eval, run, &filter, &mut seq, Instant::now() + within)? {
+            Some(event) => Ok(eval.heap().alloc(EventValue(event))),
+            None => {
+                lost(run, "whether it happened")?;
+                Err(Problem::assertion("no such event")
+                    .compared(
+                        format!("an event with {}", filter.text),
+                        format!("none among {seq} events"),
+                    )
+                    .into())
+            }
+        }
+    }
+
+    /// Fails the test if an event passes the filters now, or within `within`.
+    fn assert_never<'v>(
+        #[starlark(args)] predicates: UnpackTuple<Value<'v>>,
+        #[starlark(require = named)] within: Option<Value<'v>>,
+        #[starlark(kwargs)] filters: SmallMap<String, Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<NoneType> {
+        let run = running(eval, "assert_never")?;
+        count_assertion(run);
+        let within = self::within(within)?;
+        let filter = Filter::from_call(&predicates.items, filters)?;
+        observable(eval, run, &filter)?;
+        let mut seq = 0;
+        if let Some(event) = wait_for(eval, run, &filter, &mut seq, Instant::now() + within)? {
+            return Err(Problem::assertion("such an event happened")
+                .compared(
+                    format!("no event with {}", filter.text),
+                    EventValue(event).to_string(),
+                )
+                .into());
+        }
+        lost(run, "that it never happened")?;
+        Ok(NoneType)
+    }
+
+    /// Fails the test unless the first event that passes `first` comes before the first that passes `then`:
+    /// `assert_before(first={"type": "syscall", "service": "db"}, then=lambda e: e.type == "step")`.
+    fn assert_before<'v>(
+        #[starlark(require = named)] first: Value<'v>,
+        #[starlark(require = named)] then: Value<'v>,
+        #[starlark(require = named)] within: Option<Value<'v>>,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<NoneType> {
+        let run = running(eval, "assert_before")?;
+        count_assertion(run);
+        let deadline = Instant::now() + self::within(within)?;
+        let mut found = vec![];
+        for (name, value) in [("first", first), ("then", then)] {
+            let filter = Filter::from_value(name, value)?;
+            observable(eval, run, &filter)?;
+            let mut seq = 0;
+            match wait_for(eval, run, &filter, &mut seq, deadline)? {
+                Some(event) => found.push((event, filter.text)),
+                None => {
+                    lost(run, "which came first")?;
+                    return Err(Problem::assertion(format!("no event passes `{name}`"))
+                        .compared(
+                            format!("an event with {}", filter.text),
+                            format!("none among {seq} events"),
+                        )
+                        .into());
+                }
+            }
+        }
+        if let [(a, a_text), (b, b_text)] = found.as_slice()
+            && a.seq >= b.seq
+        {
+            return Err(Problem::assertion("the order is the other way round")
+                .compared(
+                    format!("{a_text}, then {b_text}"),
+                    format!("{} then {}", EventValue(b.clone()), EventValue(a.clone())),
+                )
+                .into());
+        }
+        Ok(NoneType)
+    }
+}
+
+/// Adds them.
+pub fn register(builder: &mut GlobalsBuilder) {
+    module(builder);
+}

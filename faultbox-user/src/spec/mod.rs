@@ -1,0 +1,325 @@
+//! The spec language: Starlark with Faultbox's builtins.
+
+mod builtins;
+mod context;
+mod convert;
+pub mod diagnostic;
+pub mod docs;
+mod faults;
+mod generate;
+pub mod host;
+mod load;
+mod locate;
+mod needs;
+mod params;
+mod problem;
+mod run;
+mod stdlib;
+mod syscalls;
+mod tokens;
+mod values;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use context::Registry;
+pub use diagnostic::{Diagnostic, SpecError};
+pub use host::{ArmId, Host, HostError, ProcessFault};
+pub use syscalls::{FAMILIES, named as system_calls};
+
+use faultbox_contract::Transport;
+
+use context::World;
+use needs::Needs;
+
+use crate::plan::report::Outcome;
+use crate::plan::{Reason, TestDecl, Topology};
+use crate::report::MatrixLayout;
+use crate::workload::{Load, Shape, Summary};
+
+/// Hands out addresses and places while a spec loads.
+pub trait Ports: Send + Sync {
+    /// A port that is free on loopback for TCP and UDP alike, for `port=0`.
+    ///
+    /// # Errors
+    /// None is left, or binding is refused.
+    fn free(&self) -> std::io::Result<u16>;
+
+    /// Where the proxy of `interface` (of `service`) will listen, with the sockets that its protocol's transport needs.
+    ///
+    /// # Errors
+    /// None is left, or binding is refused.
+    fn proxy(
+        &self,
+        service: &str,
+        interface: &str,
+        transport: Transport,
+    ) -> std::io::Result<SocketAddr>;
+
+    /// The folder in which the certificates of `tls_cert()` will stand.
+    fn certificates(&self) -> PathBuf;
+}
+
+/// Addresses for looking at a plan: nothing is bound, nothing will run.
+#[derive(Debug, Default)]
+pub struct PlanPorts(std::sync::atomic::AtomicU16);
+
+impl Ports for PlanPorts {
+    fn free(&self) -> std::io::Result<u16> {
+        // 49152 is where the dynamic ports begin (RFC 6335, section 6).
+        Ok(49152 + self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 16000)
+    }
+
+    fn proxy(
+        &self,
+        _service: &str,
+        _interface: &str,
+        _transport: Transport,
+    ) -> std::io::Result<SocketAddr> {
+        Ok(SocketAddr::from(([127, 0, 0, 1], self.free()?)))
+    }
+
+    fn certificates(&self) -> PathBuf {
+        std::env::temp_dir().join("faultbox/tls")
+    }
+}
+
+/// A loaded, checked and frozen spec.
+pub struct LoadedSpec {
+    world: World,
+    topology: Topology,
+    tests: Vec<TestDecl>,
+    matrices: Vec<MatrixLayout>,
+    notes: Vec<String>,
+    needs: Needs,
+}
+
+/// A declared load.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkloadDecl {
+    /// Unique among the workloads.
+    pub name: String,
+    /// Who calls, and when.
+    pub shape: Shape,
+    /// For how long, if it says.
+    pub duration: Option<Duration>,
+    /// Service and interface that it is about, if it is about one.
+    pub target: Option<(String, String)>,
+}
+
+/// How a test's code ended, before baselines and required faults are considered.
+#[derive(Debug, Clone)]
+pub struct BodyVerdict {
+    /// Passed, Failed, Error or Halted.
+    pub outcome: Outcome,
+    /// Why, unless it passed.
+    pub reason: Option<Reason>,
+    /// What the test function returned, as JSON.
+    pub result: serde_json::Value,
+    /// How long the body took, services' start and stop not counted.
+    pub took: Duration,
+}
+
+/// What a test has said so far; readable at any time, so that a test that is cancelled keeps it.
+#[derive(Debug, Default)]
+pub struct Transcript {
+    /// What it printed.
+    pub prints: std::sync::Mutex<Vec<String>>,
+    /// How many assertions were evaluated.
+    pub assertions: std::sync::atomic::AtomicU64,
+    /// It asked for events.
+    pub asked_events: std::sync::atomic::AtomicBool,
+    /// Where it is now: shown when it is cancelled.
+    pub position: std::sync::Mutex<Option<crate::plan::SpecPos>>,
+}
+
+impl LoadedSpec {
+    /// Loads a spec and everything it loads, and checks all that can be checked without running anything.
+    ///
+    /// # Errors
+    /// Every misuse, each with its place and what to do.
+    pub fn load(path: &Path, ports: Arc<dyn Ports>) -> Result<LoadedSpec, SpecError> {
+        LoadedSpec::load_with(path, ports, load::fleet)
+    }
+
+    /// The same with other protocols than the fleet's.
+    ///
+    /// # Errors
+    /// As [`load`](LoadedSpec::load).
+    pub fn load_with(
+        path: &Path,
+        ports: Arc<dyn Ports>,
+        registry: Registry,
+    ) -> Result<LoadedSpec, SpecError> {
+        load::load(path, ports, registry)
+    }
+
+    /// The services.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The tests, in the order declared; of a matrix: all baselines, then the cells row by row.
+    pub fn tests(&self) -> &[TestDecl] {
+        &self.tests
+    }
+
+    /// The matrices' axes.
+    pub fn matrices(&self) -> &[MatrixLayout] {
+        &self.matrices
+    }
+
+    /// Things the user should know that are no error.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The declared loads, in the order declared.
+    pub fn workloads(&self) -> Vec<WorkloadDecl> {
+        let declared = self.world.declared();
+        let decl = |w: &context::WorkloadEntry| WorkloadDecl {
+            name: w.name.clone(),
+            shape: w.shape,
+            duration: w.duration,
+            target: w.target.clone(),
+        };
+        declared.workloads.iter().map(decl).collect()
+    }
+
+    /// The types of events that a test may ask for and only the kernel's tracer sees: what need be streamed out of the kernel.
+    pub fn streams(&self) -> &BTreeSet<&'static str> {
+        &self.needs.streams
+    }
+
+    /// May a test ask how often services make which system call?
+    pub fn counts_calls(&self) -> bool {
+        self.needs.counts_calls
+    }
+
+    /// May a test drop packets between services?
+    pub fn cuts_packets(&self) -> bool {
+        self.needs.cuts_packets
+    }
+
+    /// The syscalls that the declared faults of the spec may fault on `service`: what the filter before exec must cover where ptrace is refused.
+    /// Faults that tests apply directly are found in the text of the spec, and counted for every service.
+    pub fn declared_syscalls(&self, service: &str) -> BTreeSet<&'static str> {
+        let declared = self.world.declared();
+        let mut calls = self.needs.faulted.clone();
+        for fault in &declared.faults {
+            for rule in fault.syscall_rules(service) {
+                calls.extend(rule.syscalls.iter().copied());
+            }
+        }
+        if let Some(service) = self.topology.service(service) {
+            for op in service.ops.values() {
+                calls.extend(syscalls::expand_op(op));
+            }
+        }
+        calls
+    }
+
+    /// Puts a load on the function of a declared workload, on threads of their own, and waits for its end. The services are up.
+    ///
+    /// # Errors
+    /// There is no such workload, or its function cannot be called as it is: a misuse, `halt()`, something that the host refused.
+    // A Reason is large because it says much; it is made once per load at most.
+    #[allow(clippy::result_large_err)]
+    pub fn run_workload(
+        &self,
+        name: &str,
+        load: Load,
+        host: Arc<dyn Host>,
+        transcript: &Transcript,
+    ) -> Result<Summary, Reason> {
+        let entry = self
+            .world
+            .declared()
+            .workloads
+            .iter()
+            .find(|w| w.name == name)
+            .cloned();
+        match entry {
+            Some(entry) => run::load(&self.world, entry.code, load, host, transcript),
+            None => Err(Reason::new(
+                format!("the spec declares no workload `{name}`"),
+                crate::plan::report::Blame::Internal,
+            )),
+        }
+    }
+
+    /// Calls the `seed=` function of a service that has just become ready; does nothing for a service without one.
+    ///
+    /// # Errors
+    /// It raised.
+    // A Reason is large because it says much; it is made once per test at most.
+    #[allow(clippy::result_large_err)]
+    pub fn seed_service(
+        &self,
+        service: &str,
+        host: Arc<dyn Host>,
+        transcript: &Transcript,
+    ) -> Result<(), Reason> {
+        let seed = self
+            .world
+            .declared()
+            .services
+            .iter()
+            .find(|s| s.decl.name == service)
+            .and_then(|s| s.seed);
+        match seed {
+            Some(seed) => run::call(&self.world, seed, host, transcript),
+            None => Ok(()),
+        }
+    }
+
+    /// Calls a function that a mock's route has, on this thread, while a test may run on another.
+    ///
+    /// # Errors
+    /// It raised, or returned what is no reply; as a text.
+    pub fn answer(
+        &self,
+        function: usize,
+        request: &serde_json::Value,
+        transcript: &Transcript,
+    ) -> faultbox_mocks::functions::Outcome {
+        run::answer(&self.world, context::FuncId(function), request, transcript)
+    }
+
+    /// Runs one test's code on this thread: applies its faults, calls its function, judges its expectation. The services are up.
+    /// Blocks as long as the test does; the caller watches the clock and simply leaves the thread behind on a time-out.
+    pub fn run(&self, test: &str, host: Arc<dyn Host>, transcript: &Transcript) -> BodyVerdict {
+        let entry = self
+            .world
+            .declared()
+            .tests
+            .iter()
+            .find(|t| t.decl.name == test)
+            .cloned();
+        match entry {
+            Some(entry) => run::run(&self.world, &entry.body, &entry.site, host, transcript),
+            None => BodyVerdict {
+                outcome: Outcome::Error,
+                reason: Some(Reason::new(
+                    format!("the spec has no test `{test}`"),
+                    crate::plan::report::Blame::Internal,
+                )),
+                result: serde_json::Value::Null,
+                took: Duration::ZERO,
+            },
+        }
+    }
+
+    /// `expect_hang(after=)`: the test passes if it is still running after this long, and fails if it has ended before.
+    pub fn expected_hang(&self, test: &str) -> Option<Duration> {
+        self.world
+            .declared()
+            .tests
+            .iter()
+            .find(|t| t.decl.name == test)
+            .and_then(|t| t.body.hang)
+    }
+}

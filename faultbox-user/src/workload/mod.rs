@@ -1,0 +1,166 @@
+//! Load: when the next call is due, and what came of all of them. What is called is the caller's affair.
+//!
+//! An open loop calls at a rate, whether or not earlier calls have been answered; the latency of a call counts from the moment it was due, so that
+//! a stall is seen by every call that fell into it and not only by the one that waited (coordinated omission). A closed loop calls
+//! as soon as the call before has been answered.
+
+pub mod pace;
+pub mod tally;
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+pub use pace::{Pace, Turn};
+pub use tally::{Slot, Summary, Tally};
+
+/// Who calls, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// So many calls a second, however long each takes.
+    Open {
+        /// Calls a second; above zero.
+        rate: f64,
+        /// The most calls at the same time; those due beyond wait, and their wait counts.
+        callers: usize,
+    },
+    /// So many callers, each of which calls again when it has been answered.
+    Closed {
+        /// At least one.
+        callers: usize,
+    },
+}
+
+impl Shape {
+    /// How many callers there are at most.
+    pub fn callers(self) -> usize {
+        match self {
+            Shape::Open { callers, .. } | Shape::Closed { callers } => callers,
+        }
+    }
+
+    /// The rate asked for.
+    pub fn rate(self) -> Option<f64> {
+        match self {
+            Shape::Open { rate, .. } => Some(rate),
+            Shape::Closed { .. } => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Shape::Open { rate, .. } => write!(f, "{rate} a second"),
+            Shape::Closed { callers: 1 } => f.write_str("one after the other"),
+            Shape::Closed { callers } => write!(f, "{callers} at a time"),
+        }
+    }
+}
+
+/// A load to put on something.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// Who calls, and when.
+    pub shape: Shape,
+    /// For how long calls are begun; those in flight at its end are waited for.
+    pub duration: Duration,
+    /// How long an entry of the timeline is.
+    pub interval: Duration,
+}
+
+/// Between starting the callers and the first turn, so that the first calls are not late.
+pub const LEAD: Duration = Duration::from_millis(5);
+/// The most callers of one load: each is a thread.
+pub const MAX_CALLERS: usize = 1024;
+/// The callers of an open loop that does not say: enough for a stall of some tenths of a second at a few hundred calls a second.
+pub const DEFAULT_CALLERS: usize = 64;
+/// The highest rate that can be asked for; no generator here gets near it.
+pub const MAX_RATE: f64 = 1e6;
+/// The most entries of a timeline.
+const MAX_SLOTS: u32 = 1000;
+
+impl Load {
+    /// A load whose timeline has some fifty entries, none shorter than a tenth of a second.
+    pub fn new(shape: Shape, duration: Duration) -> Load {
+        let interval = (duration / 50)
+            .clamp(Duration::from_millis(100), Duration::from_secs(1))
+            .max(Load::shortest_interval(duration));
+        Load {
+            shape,
+            duration,
+            interval,
+        }
+    }
+
+    /// How many callers there are: no more than calls.
+    pub fn callers(&self) -> usize {
+        let most = self.shape.callers();
+        match self.shape.rate() {
+            Some(rate) => {
+                let calls = (rate * self.duration.as_secs_f64()).ceil();
+                most.min(calls as usize).max(1)
+            }
+            None => most,
+        }
+    }
+
+    /// The shortest that an interval of a timeline over this duration may be.
+    pub fn shortest_interval(duration: Duration) -> Duration {
+        (duration / MAX_SLOTS).max(Duration::from_millis(1))
+    }
+}
+
+/// What came of one call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Done {
+    /// It succeeded.
+    Ok,
+    /// It failed; by what name failures of its kind are counted.
+    Failed(String),
+}
+
+/// Makes the call of one caller, on that caller's thread.
+pub type Caller<'a> = dyn Fn() -> Box<dyn FnMut() -> Done + 'a> + Sync + 'a;
+
+/// Puts a load on what `caller` makes, each caller a thread of its own, and waits for its end.
+///
+/// # Errors
+/// A thread could not be started; those that were have ended by then.
+pub fn drive(load: Load, caller: &Caller<'_>) -> std::io::Result<Summary> {
+    let pace = Pace::new(load, Instant::now() + LEAD);
+    let tally = Tally::new(&pace);
+    std::thread::scope(|scope| {
+        for i in 0..load.callers() {
+            let (pace, tally) = (&pace, &tally);
+            let body = move || {
+                let mut call = caller();
+                while let Some(turn) = pace.next() {
+                    sleep_until(turn.due);
+                    let began = Instant::now();
+                    let done = call();
+                    tally.record(&turn, began, Instant::now(), done);
+                }
+            };
+            let started = std::thread::Builder::new()
+                .name(format!("caller {i}"))
+                .spawn_scoped(scope, body);
+            if let Err(e) = started {
+                pace.stop();
+                return Err(e);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(tally.finish(&pace))
+}
+
+/// Sleeps until a moment, as exactly as the kernel can: its default slack of 50 us would count as latency of every call.
+pub fn sleep_until(due: Instant) {
+    if due <= Instant::now() {
+        return;
+    }
+    let _ = nix::sys::prctl::set_timerslack(1);
+    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+}

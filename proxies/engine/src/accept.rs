@@ -1,0 +1,137 @@
+//! The accept loop.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use faultbox_contract::{ProxyEvent, ProxyHost};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::conn::{Conn, Origin};
+use crate::socket::{dial, gone, reset};
+use crate::tls;
+
+/// How long accepting rests after an error such as EMFILE; doubles up to [`LONGEST_REST`] while the error lasts.
+const FIRST_REST: Duration = Duration::from_millis(5);
+/// Short enough that a proxy is back soon after descriptors are free again.
+const LONGEST_REST: Duration = Duration::from_millis(500);
+
+/// Accepts connections on `host.listener`, dials the upstream for each, and runs `handle` on the pair in a task of its own. On an
+/// interface with TLS, what `handle` gets is plain.
+///
+/// Runs until it is dropped, and takes its connections with it. A client whose upstream cannot be reached is reset at once: it
+/// must not look as if a server had accepted the connection and closed it in good order.
+pub async fn serve<F, Fut>(host: ProxyHost, handle: F)
+where
+    F: Fn(Conn) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let handle = Arc::new(handle);
+    serve_upgrading(host, move |conn| {
+        let handle = handle.clone();
+        async move {
+            if let Some(conn) = tls::upgrade(conn).await {
+                handle(conn).await;
+            }
+        }
+    })
+    .await;
+}
+
+/// The same for a protocol that begins in plain text and calls [`tls::upgrade`] itself, where its client and server have agreed on TLS.
+pub async fn serve_upgrading<F, Fut>(host: ProxyHost, handle: F)
+where
+    F: Fn(Conn) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let tls = match tls::settings(&host) {
+        Ok(tls) => tls,
+        Err(e) => {
+            emit(&host, "proxy_failed", &io::Error::other(e));
+            return;
+        }
+    };
+    let host = Arc::new(host);
+    let handle = Arc::new(handle);
+    let listener = match listen(&host) {
+        Ok(listener) => listener,
+        Err(e) => {
+            emit(&host, "proxy_failed", &e);
+            return;
+        }
+    };
+    let mut connections = JoinSet::new();
+    let mut rest = FIRST_REST;
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((client, peer)) => {
+                    rest = FIRST_REST;
+                    let origin = Origin::new(host.clone(), peer, tls.clone());
+                    let handle = handle.clone();
+                    connections.spawn(async move {
+                        if let Some(conn) = connect(client, origin).await {
+                            handle(conn).await;
+                        }
+                    });
+                }
+                // The client gave up between its SYN and our accept: its business, not the listener's.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(e) => {
+                    // EMFILE, ENFILE, ENOBUFS, ENOMEM (accept(2)): the connection stays queued; trying again at once would spin.
+                    if rest == FIRST_REST {
+                        emit(&host, "proxy_accept_failed", &e);
+                    }
+                    tokio::time::sleep(rest).await;
+                    rest = (rest * 2).min(LONGEST_REST);
+                }
+            },
+            // Reaping keeps the set as small as the number of live connections.
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// A tokio listener on a duplicate of the host's descriptor.
+fn listen(host: &ProxyHost) -> io::Result<TcpListener> {
+    let listener = host.listener.as_deref().ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotConnected,
+            "the interface has no TCP listener",
+        )
+    })?;
+    let listener = listener.try_clone()?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Dials the upstream; a client that is reset meanwhile ends the attempt.
+async fn connect(client: TcpStream, origin: Origin) -> Option<Conn> {
+    let _ = client.set_nodelay(true);
+    let dialled = tokio::select! {
+        dialled = dial(origin.host.upstream) => dialled,
+        () = gone(&client) => return None,
+    };
+    match dialled {
+        Ok(upstream) => Some(Conn {
+            client,
+            upstream,
+            origin,
+        }),
+        Err(e) => {
+            emit(&origin.host, "proxy_dial_failed", &e);
+            reset(client);
+            None
+        }
+    }
+}
+
+fn emit(host: &ProxyHost, kind: &'static str, error: &io::Error) {
+    host.sink.emit(ProxyEvent {
+        kind,
+        fields: json!({"upstream": host.upstream.to_string(), "error": error.to_string()}),
+    });
+}

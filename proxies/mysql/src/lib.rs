@@ -1,0 +1,57 @@
+//! MySQL's and MariaDB's client/server protocol for Faultbox.
+//!
+//! [`codec`] turns bytes into packets, [`faultbox_sql`] says which statements a pattern means, [`rules`] holds the tables,
+//! [`session`] keeps requests and answers together, [`proxy`] moves the bytes, [`steps`] is the client for specs.
+
+mod answer;
+mod client;
+pub mod codec;
+mod corrupt;
+pub mod errors;
+mod proxy;
+pub mod rules;
+mod scramble;
+mod session;
+mod steps;
+mod values;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use faultbox_contract::{
+    ArgError, BoxFuture, CheckedRule, CheckedStep, Endpoint, Protocol, ProtocolDoc, ProxyHost,
+    Response,
+};
+
+/// MySQL and MariaDB, for the fleet.
+pub fn protocol() -> &'static dyn Protocol {
+    &MySql
+}
+
+struct MySql;
+
+impl Protocol for MySql {
+    fn doc(&self) -> &'static ProtocolDoc {
+        &rules::DOC
+    }
+
+    fn compile(&self, rule: &CheckedRule) -> Result<Arc<dyn Any + Send + Sync>, ArgError> {
+        Ok(Arc::new(rules::compile(rule)?))
+    }
+
+    fn serve(&self, host: ProxyHost) -> BoxFuture<'static, ()> {
+        Box::pin(proxy::serve(host))
+    }
+
+    fn step(
+        &self,
+        endpoint: Endpoint,
+        call: CheckedStep,
+    ) -> BoxFuture<'static, Result<Response, ArgError>> {
+        Box::pin(steps::step(endpoint, call))
+    }
+
+    fn ready(&self, endpoint: Endpoint) -> BoxFuture<'static, Result<(), String>> {
+        Box::pin(steps::ready(endpoint))
+    }
+}

@@ -1,0 +1,279 @@
+//! The client for specs: `query`, `exec`, `tx`, and the readiness probe.
+
+use std::time::Instant;
+
+use faultbox_contract::{Arg, ArgError, CheckedStep, Endpoint, Kind, ParamDoc, Response, StepDoc};
+use serde_json::{Value, json};
+
+use crate::client::{Account, Client, Failure, Outcome};
+
+const SQL: ParamDoc = ParamDoc::req("sql", Kind::Text, "the statement");
+const PARAMS: ParamDoc = ParamDoc::opt(
+    "params",
+    Kind::List,
+    "values for each `?`; with any, the statement is a prepared one",
+);
+const TIMEOUT: ParamDoc = ParamDoc::opt(
+    "timeout",
+    Kind::Duration,
+    "default \"30s\"; a step that passes it has code \"ETIMEDOUT\"",
+);
+const USER: ParamDoc = ParamDoc::opt(
+    "user",
+    Kind::Text,
+    "default: the service's MYSQL_USER or MARIADB_USER, or \"root\"",
+);
+const PASSWORD: ParamDoc = ParamDoc::opt(
+    "password",
+    Kind::Text,
+    "default: the service's MYSQL_PASSWORD or MARIADB_PASSWORD; of root, …_ROOT_PASSWORD",
+);
+const DATABASE: ParamDoc = ParamDoc::opt(
+    "database",
+    Kind::Text,
+    "default: the service's MYSQL_DATABASE or MARIADB_DATABASE, or none",
+);
+
+/// What a spec can send.
+pub const STEPS: &[StepDoc] = &[
+    StepDoc {
+        name: "query",
+        params: &[SQL, PARAMS, TIMEOUT, USER, PASSWORD, DATABASE],
+        variadic: false,
+        summary: "runs one statement; .data is the rows, a list of dicts",
+    },
+    StepDoc {
+        name: "exec",
+        params: &[SQL, PARAMS, TIMEOUT, USER, PASSWORD, DATABASE],
+        variadic: false,
+        summary: "runs a statement, or without params several; .data is {\"rows_affected\": n, \"last_insert_id\": n} of the last",
+    },
+    StepDoc {
+        name: "tx",
+        params: &[
+            ParamDoc::req(
+                "statements",
+                Kind::List,
+                "each a string, or a list [sql, params]",
+            ),
+            TIMEOUT,
+            USER,
+            PASSWORD,
+            DATABASE,
+        ],
+        variadic: false,
+        summary: "runs the statements in one transaction and commits; the first error rolls back and is the result; .data has each one's rows or {\"rows_affected\": n, \"last_insert_id\": n}",
+    },
+];
+
+/// Sends one operation on a connection of its own.
+///
+/// # Errors
+/// A statement of `tx` that is none, or another number of parameters than the statement has.
+pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, ArgError> {
+    let work = plan(&call)?;
+    let account = account(&endpoint, Some(&call));
+    let start = Instant::now();
+    let timeout = call.timeout();
+    let run = async {
+        let mut client = Client::connect(&endpoint, &account).await?;
+        let data = run(&mut client, &work).await?;
+        client.quit().await;
+        Ok(data)
+    };
+    let mut response = match tokio::time::timeout(timeout, run).await {
+        Ok(Ok(data)) => Response {
+            ok: true,
+            body: data.to_string(),
+            data,
+            ..Response::default()
+        },
+        Ok(Err(Failure::Parameters(wanted, given))) => {
+            return Err(ArgError::new(
+                "params",
+                format!(
+                    "`params`: the statement has {wanted} parameters, but {given} values were given"
+                ),
+            ));
+        }
+        Ok(Err(failure)) => response_of(failure),
+        Err(_) => Response::failure("ETIMEDOUT", format!("no answer within {timeout:?}")),
+    };
+    response.duration = start.elapsed();
+    Ok(response)
+}
+
+/// Asks `SELECT 1`.
+///
+/// # Errors
+/// What the server or the network says.
+pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
+    let account = account(&endpoint, None);
+    let probe = async {
+        let mut client = Client::connect(&endpoint, &account).await?;
+        client.query("SELECT 1").await?;
+        client.quit().await;
+        Ok(())
+    };
+    match tokio::time::timeout(endpoint.attempt, probe).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(failure)) => {
+            let response = response_of(failure);
+            Err(format!("{}: {}", response.code, response.error))
+        }
+        Err(_) => Err(format!(
+            "no answer to SELECT 1 within {:?}",
+            endpoint.attempt
+        )),
+    }
+}
+
+/// What a step does.
+enum Work {
+    Query(Statement),
+    Exec(Statement),
+    Transaction(Vec<Statement>),
+}
+
+struct Statement {
+    sql: String,
+    params: Vec<Value>,
+}
+
+fn plan(call: &CheckedStep) -> Result<Work, ArgError> {
+    let one = || Statement {
+        sql: call.text_of("sql").unwrap_or_default().to_owned(),
+        params: match call.get("params") {
+            Some(Arg::Json(Value::Array(params))) => params.clone(),
+            _ => vec![],
+        },
+    };
+    Ok(match call.step.name {
+        "query" => Work::Query(one()),
+        "exec" => Work::Exec(one()),
+        _ => {
+            let list = match call.get("statements") {
+                Some(Arg::Json(Value::Array(list))) => list.as_slice(),
+                _ => &[],
+            };
+            Work::Transaction(
+                list.iter()
+                    .enumerate()
+                    .map(statement)
+                    .collect::<Result<_, _>>()?,
+            )
+        }
+    })
+}
+
+fn statement((i, value): (usize, &Value)) -> Result<Statement, ArgError> {
+    let (sql, params) = match value {
+        Value::String(sql) => (Some(sql), vec![]),
+        Value::Array(pair) => match pair.as_slice() {
+            [Value::String(sql)] => (Some(sql), vec![]),
+            [Value::String(sql), Value::Array(params)] => (Some(sql), params.clone()),
+            _ => (None, vec![]),
+        },
+        _ => (None, vec![]),
+    };
+    let Some(sql) = sql else {
+        return Err(ArgError::new(
+            "statements",
+            format!(
+                "statement {} of `tx` is neither a string nor a list [sql, params]: {value}",
+                i + 1
+            ),
+        )
+        .hint("for example tx([\"DELETE FROM t\", [\"INSERT INTO t VALUES (?)\", [1]]])"));
+    };
+    Ok(Statement {
+        sql: sql.clone(),
+        params,
+    })
+}
+
+async fn run(client: &mut Client, work: &Work) -> Result<Value, Failure> {
+    match work {
+        Work::Query(statement) => match last(client, statement).await? {
+            Value::Array(rows) => Ok(Value::Array(rows)),
+            _ => Ok(json!([])),
+        },
+        Work::Exec(statement) => match last(client, statement).await? {
+            Value::Array(rows) => Ok(json!({"rows_affected": rows.len(), "last_insert_id": 0})),
+            done => Ok(done),
+        },
+        Work::Transaction(statements) => {
+            client.query("START TRANSACTION").await?;
+            let mut results = vec![];
+            for statement in statements {
+                match last(client, statement).await {
+                    Ok(result) => results.push(result),
+                    Err(failure) => {
+                        // What matters is why it failed; a connection that is lost has rolled back by itself.
+                        let _ = client.query("ROLLBACK").await;
+                        return Err(failure);
+                    }
+                }
+            }
+            client.query("COMMIT").await?;
+            Ok(Value::Array(results))
+        }
+    }
+}
+
+/// Runs a statement: the rows of the last result, or what it has done.
+async fn last(client: &mut Client, statement: &Statement) -> Result<Value, Failure> {
+    let outcomes = match statement.params.as_slice() {
+        [] => client.query(&statement.sql).await?,
+        params => client.execute(&statement.sql, params).await?,
+    };
+    Ok(match outcomes.into_iter().next_back() {
+        Some(Outcome::Rows(rows)) => Value::Array(rows),
+        Some(Outcome::Done(done)) => {
+            json!({"rows_affected": done.affected, "last_insert_id": done.insert_id})
+        }
+        None => Value::Null,
+    })
+}
+
+fn account(endpoint: &Endpoint, call: Option<&CheckedStep>) -> Account {
+    let given = |keyword: &str| call.and_then(|c| c.text_of(keyword)).map(str::to_owned);
+    let env = |name: &str| {
+        ["MYSQL", "MARIADB"].iter().find_map(|brand| {
+            let value = endpoint.env.get(&format!("{brand}_{name}"));
+            value.filter(|v| !v.is_empty()).cloned()
+        })
+    };
+    let user = given("user")
+        .or_else(|| env("USER"))
+        .unwrap_or_else(|| "root".into());
+    let password = match user.as_str() {
+        "root" => env("ROOT_PASSWORD"),
+        _ => env("PASSWORD"),
+    };
+    Account {
+        password: given("password").or(password).unwrap_or_default(),
+        database: given("database")
+            .or_else(|| env("DATABASE"))
+            .unwrap_or_default(),
+        user,
+    }
+}
+
+/// A server's error has its number, with the SQLSTATE as a header; a lost connection the system's name for it, or "2013"
+/// (CR_SERVER_LOST) for an orderly close.
+fn response_of(failure: Failure) -> Response {
+    match failure {
+        Failure::Server(error) => Response {
+            headers: vec![("sqlstate".into(), error.sqlstate)],
+            ..Response::failure(error.code.to_string(), error.message)
+        },
+        Failure::Io(error) => {
+            Response::failure(faultbox_engine::errno_name(&error), error.to_string())
+        }
+        Failure::Closed => Response::failure("2013", "the server closed the connection"),
+        // CR_MALFORMED_PACKET
+        Failure::Protocol(why) => Response::failure("2027", why),
+        Failure::Parameters(..) => Response::failure("2027", "parameters"),
+    }
+}

@@ -1,0 +1,657 @@
+//! The proxy: two directions of one connection, walking along the bytes by [`crate::session`] and carrying out what rules say.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use faultbox_contract::rule::Fired;
+use faultbox_contract::{ArmedRule, ProxyEvent, ProxyHost};
+use faultbox_engine::{
+    Added, Conn, Effects, Inbox, Origin, Times, gone, linger, reset, send, send_watching,
+    serve_delays,
+};
+use faultbox_sql::Cache;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::Notify;
+
+use crate::codec::{CancelKey, Malformed};
+use crate::effects::Corrupt;
+use crate::encryption::negotiate;
+use crate::rules::{Action, Compiled, Error};
+use crate::session::{Backend, Frontend, Raw, Reply, Request, Session, Step, Verdict, Want};
+
+/// The most characters of a statement that an event shows.
+const SHOWN: usize = 200;
+
+/// What the connections of one proxy share.
+#[derive(Default)]
+struct Shared {
+    cache: Cache,
+    /// Sessions that a delay holds, by what cancels them.
+    held: Mutex<HashMap<CancelKey, Arc<Notify>>>,
+    /// Has it been said that rules cannot act on encrypted traffic?
+    said_encrypted: AtomicBool,
+}
+
+/// Runs the proxy until dropped.
+pub async fn serve(host: ProxyHost) {
+    let shared = Arc::new(Shared::default());
+    faultbox_engine::serve_upgrading(host, move |conn| {
+        let shared = shared.clone();
+        async move {
+            if let Some((conn, begun)) = negotiate(conn).await {
+                handle(conn, begun, shared).await;
+            }
+        }
+    })
+    .await;
+}
+
+/// How a direction ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The source closed its side, and the FIN was passed on.
+    Closed,
+    /// The source was reset.
+    SourceGone,
+    /// The sink takes no more; what it said before may still be under way.
+    SinkGone,
+    /// A rule loses the connection: FIN.
+    Lost,
+    /// A rule resets the connection.
+    Reset,
+}
+
+/// One connection.
+struct Link<'a> {
+    shared: &'a Shared,
+    origin: &'a Origin,
+    session: Mutex<Session>,
+    /// Wakes the client's direction when the server has answered an encryption request, or the answer came to nothing.
+    answered: Notify,
+    /// Wakes the client's direction when answers have left a full queue.
+    room: Notify,
+    times: Mutex<Times>,
+}
+
+async fn handle(mut conn: Conn, begun: BytesMut, shared: Arc<Shared>) {
+    let end = {
+        let link = Link {
+            shared: &shared,
+            origin: &conn.origin,
+            session: Mutex::default(),
+            answered: Notify::new(),
+            room: Notify::new(),
+            times: Mutex::default(),
+        };
+        let (client_in, client_out) = conn.client.split();
+        let (server_in, server_out) = conn.upstream.split();
+        let mut up = pin!(link.up(client_in, server_out, begun));
+        let mut down = pin!(link.down(server_in, client_out));
+        let ended = |first: End, second: End| match first {
+            End::Closed => second,
+            End::SinkGone if second == End::Closed => End::SinkGone,
+            End::SinkGone => second,
+            other => other,
+        };
+        let end = tokio::select! {
+            end = &mut up => match end {
+                End::Closed | End::SinkGone => ended(end, down.await),
+                other => other,
+            },
+            end = &mut down => match end {
+                End::Closed | End::SinkGone => {
+                    link.answered.notify_one();
+                    // Nobody will answer any more, so nobody has to wait for answers.
+                    link.session().queue.clear();
+                    link.room.notify_one();
+                    ended(end, up.await)
+                }
+                other => other,
+            },
+        };
+        // What stays unanswered was a request all the same.
+        link.times().flush(&conn.origin.host.meter);
+        end
+    };
+    match end {
+        End::Closed => {}
+        End::SourceGone | End::SinkGone | End::Reset => {
+            reset(conn.client);
+            reset(conn.upstream);
+        }
+        End::Lost => {
+            // The server sees its client vanish, as it would; the client reads to the end what was sent before.
+            drop(conn.upstream);
+            linger(conn.client).await;
+        }
+    }
+}
+
+impl Link<'_> {
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A batch has gone to the server.
+    fn sent(&self, read: Instant, injected: Duration) {
+        let asked = self.session().asked;
+        self.times().sent(asked, read, injected);
+    }
+
+    /// A batch has gone to the client; with `slowed`, its time is a rule's.
+    fn answered(&self, read: Instant, slowed: bool) {
+        let done = self.session().done;
+        let meter = &self.origin.host.meter;
+        self.times().answered(done, read, slowed, meter);
+    }
+
+    fn armed(&self) -> bool {
+        !self.origin.host.rules.is_empty()
+    }
+
+    /// Not understood: both directions go on raw, and the run hears of it once.
+    fn degrade(&self, side: &str, why: &Malformed) {
+        let mut session = self.session();
+        if session.raw.is_none() {
+            session.raw = Some(Raw::Degraded);
+            session.awaiting_encryption = false;
+            self.origin
+                .degraded(side, &format!("{}; forwarded unseen from here on", why.0));
+        }
+    }
+
+    /// Rules that are armed over traffic that cannot be read never fire: that must not go unsaid.
+    fn check_readable(&self) {
+        let encrypted = self.session().raw == Some(Raw::Encrypted);
+        if encrypted && self.armed() && !self.shared.said_encrypted.swap(true, Ordering::Relaxed) {
+            self.origin.degraded(
+                "client",
+                "client and server have agreed on encryption, so that rules on this interface cannot act; \
+                 give the interface tls=tls_cert(), or use sslmode=disable in the client",
+            );
+        }
+    }
+
+    /// SCRAM with channel binding (RFC 5929, tls-server-end-point) holds the client to the certificate that it was shown: if that is not
+    /// the server's, the server refuses a right password. Returns what is known then: `None` when there is nothing more to look for.
+    fn check_binding(&self, message: &[u8]) -> Option<bool> {
+        let Some(body) = message.strip_prefix(b"p") else {
+            return Some(false);
+        };
+        let body = body.get(4..).unwrap_or_default();
+        if body.starts_with(b"SCRAM-SHA-256-PLUS\0") {
+            self.origin.host.sink.emit(ProxyEvent {
+                kind: "proxy_tls_binding",
+                fields: json!({
+                    "peer": self.origin.peer.to_string(),
+                    "error": "the client binds its password to the certificate it was shown (channel binding), which is not the server's",
+                    "help": "let both show the same: give the server this tls_cert's .cert and .key, or tls_cert(cert=, key=) the server's; or use channel_binding=disable in the client",
+                }),
+            });
+        }
+        None
+    }
+
+    /// Client to server.
+    async fn up(
+        &self,
+        mut client: ReadHalf<'_>,
+        mut server: WriteHalf<'_>,
+        begun: BytesMut,
+    ) -> End {
+        let mut inbox = Inbox::default();
+        let mut frontend = Frontend::default();
+        let mut is_bound = self.origin.shows_other_certificate().then_some(false);
+        let mut at_hand = !begun.is_empty();
+        inbox.bytes = begun;
+        loop {
+            let filled = match std::mem::take(&mut at_hand) {
+                true => Ok(inbox.bytes.len()),
+                false => inbox.fill(&mut client).await,
+            };
+            match filled {
+                Ok(0) => {
+                    // The beginning of a message that will never be whole.
+                    let rest = inbox.bytes.len();
+                    if let Err(end) = forward(&client, &server, &mut inbox.bytes, rest).await {
+                        return end;
+                    }
+                    return match server.shutdown().await {
+                        Ok(()) => End::Closed,
+                        Err(_) => End::SinkGone,
+                    };
+                }
+                Ok(_) => {}
+                Err(_) => return End::SourceGone,
+            }
+            let read = Instant::now();
+            let mut injected = Duration::ZERO;
+            // How far the walk has come; what is behind it waits to be sent in one write.
+            let mut at = 0;
+            loop {
+                if self.session().is_full() {
+                    if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
+                        return end;
+                    }
+                    at = 0;
+                    tokio::select! {
+                        () = self.room.notified() => continue,
+                        () = gone(client.as_ref()) => return End::SourceGone,
+                    }
+                }
+                let armed = self.armed();
+                let step = {
+                    let mut session = self.session();
+                    frontend.next(&inbox.bytes[at..], &mut session, armed)
+                };
+                match step {
+                    Ok(Step::More) => break,
+                    Ok(Step::Pass(n)) => {
+                        if is_bound == Some(false) {
+                            is_bound = self.check_binding(&inbox.bytes[at..at + n]);
+                        }
+                        at += n;
+                    }
+                    Ok(Step::Raw) => {
+                        self.check_readable();
+                        self.cancel();
+                        at = inbox.bytes.len();
+                        break;
+                    }
+                    Ok(Step::Discard(n)) => {
+                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
+                            return end;
+                        }
+                        let _ = inbox.bytes.split_to(n);
+                        at = 0;
+                    }
+                    Ok(Step::Encryption(n)) => {
+                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at + n).await
+                        {
+                            return end;
+                        }
+                        at = 0;
+                        // What follows means one thing or another by the server's answer. A client that gives up meanwhile is
+                        // noticed by the other direction when the server closes, or here when it is reset.
+                        tokio::select! {
+                            () = self.answered.notified() => {}
+                            () = gone(client.as_ref()) => return End::SourceGone,
+                        }
+                        let mut session = self.session();
+                        if session.awaiting_encryption {
+                            // The server has closed instead; whatever else the client says is between the two.
+                            session.awaiting_encryption = false;
+                            session.raw = Some(Raw::Degraded);
+                        }
+                    }
+                    Ok(Step::Request(request, n)) => {
+                        let fired = self.evaluate(&request);
+                        if fired.is_empty() {
+                            let mut session = self.session();
+                            frontend.decide(
+                                request,
+                                Verdict::Pass,
+                                None,
+                                &mut session,
+                                &self.shared.cache,
+                            );
+                            at += n;
+                            continue;
+                        }
+                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
+                            return end;
+                        }
+                        at = 0;
+                        let held = Instant::now();
+                        let cancelled = match self.hold(&fired, read, client.as_ref()).await {
+                            Ok(cancelled) => cancelled,
+                            Err(end) => return end,
+                        };
+                        injected += held.elapsed();
+                        let verdict = match decide(&fired, cancelled) {
+                            Ok(verdict) => verdict,
+                            Err(end) => {
+                                let mut added = Added::default();
+                                added.way(read, injected);
+                                added.record(&self.origin.host.meter);
+                                return end;
+                            }
+                        };
+                        let effects = effects(&fired);
+                        let replaced = {
+                            let mut session = self.session();
+                            frontend.decide(
+                                request,
+                                verdict,
+                                effects,
+                                &mut session,
+                                &self.shared.cache,
+                            )
+                        };
+                        match replaced {
+                            None => at = n,
+                            Some(instead) => {
+                                let _ = inbox.bytes.split_to(n);
+                                if send(server.as_ref(), &instead).await.is_err() {
+                                    return End::SinkGone;
+                                }
+                            }
+                        }
+                    }
+                    Err(why) => self.degrade("client", &why),
+                }
+            }
+            if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
+                return end;
+            }
+            self.sent(read, injected);
+        }
+    }
+
+    /// Server to client.
+    async fn down(&self, mut server: ReadHalf<'_>, mut client: WriteHalf<'_>) -> End {
+        let mut inbox = Inbox::default();
+        let mut backend = Backend::default();
+        loop {
+            let filled = inbox.fill(&mut server).await;
+            if !matches!(filled, Ok(1..)) {
+                // What it said before it closed or died still arrives, be it half a message.
+                let rest = inbox.bytes.len();
+                if let Err(end) = to_client(&client, &mut inbox.bytes, rest).await {
+                    return end;
+                }
+            }
+            match filled {
+                Ok(0) => {
+                    return match client.shutdown().await {
+                        Ok(()) => End::Closed,
+                        Err(_) => End::SinkGone,
+                    };
+                }
+                Ok(_) => {}
+                Err(_) => return End::SourceGone,
+            }
+            let read = Instant::now();
+            let mut at = 0;
+            let mut slowed = false;
+            loop {
+                // What is under effects leaves the queue's front for the time of the writing.
+                let (reply, mut effects) = {
+                    let mut session = self.session();
+                    let waiting = session.awaiting_encryption;
+                    let reply = backend.next(&inbox.bytes[at..], &mut session);
+                    if waiting && !session.awaiting_encryption {
+                        self.answered.notify_one();
+                    }
+                    let effects = match reply {
+                        Ok(Reply::Affected(_) | Reply::Replace(..)) => {
+                            session.queue.front_mut().and_then(|e| e.effects.take())
+                        }
+                        _ => None,
+                    };
+                    (reply, effects)
+                };
+                let end = match reply {
+                    Ok(Reply::More) => break,
+                    Ok(Reply::Pass(n)) => {
+                        at += n;
+                        Ok(())
+                    }
+                    Ok(Reply::Raw) => {
+                        self.check_readable();
+                        at = inbox.bytes.len();
+                        break;
+                    }
+                    Ok(Reply::Affected(n)) => {
+                        let sent = to_client(&client, &mut inbox.bytes, at).await;
+                        at = 0;
+                        match sent {
+                            Err(end) => Err(end),
+                            Ok(()) => {
+                                slowed = true;
+                                let mut part = inbox.bytes.split_to(n);
+                                affected(&client, &mut part, effects.as_deref_mut()).await
+                            }
+                        }
+                    }
+                    Ok(Reply::Replace(n, bytes)) => {
+                        let sent = to_client(&client, &mut inbox.bytes, at).await;
+                        at = 0;
+                        let _ = inbox.bytes.split_to(n);
+                        match sent {
+                            Err(end) => Err(end),
+                            Ok(()) => {
+                                slowed |= effects.is_some();
+                                let mut part = BytesMut::from(bytes);
+                                affected(&client, &mut part, effects.as_deref_mut()).await
+                            }
+                        }
+                    }
+                    Ok(Reply::Last(bytes)) => {
+                        let sent = to_client(&client, &mut inbox.bytes, at).await;
+                        match sent {
+                            Ok(()) if send(client.as_ref(), &bytes).await.is_ok() => Err(End::Lost),
+                            Ok(()) => Err(End::SinkGone),
+                            Err(end) => Err(end),
+                        }
+                    }
+                    Err(why) => {
+                        self.degrade("upstream", &why);
+                        self.answered.notify_one();
+                        Ok(())
+                    }
+                };
+                if let Err(end) = end {
+                    return end;
+                }
+                if let Some(effects) = effects
+                    && let Some(front) = self.session().queue.front_mut()
+                {
+                    front.effects = Some(effects);
+                }
+            }
+            if let Err(end) = to_client(&client, &mut inbox.bytes, at).await {
+                return end;
+            }
+            self.answered(read, slowed);
+            self.room.notify_one();
+        }
+    }
+
+    /// Asks the rules about one request.
+    fn evaluate(&self, request: &Request) -> Fired {
+        let (facts, failed) = {
+            let session = self.session();
+            // In a transaction that has failed, the server refuses every statement but its end without looking further.
+            let settled = !session
+                .queue
+                .iter()
+                .any(|e| matches!(e.want, Want::Query | Want::Sync | Want::Execute));
+            (session.facts.clone(), settled && session.status == b'E')
+        };
+        let sql = request.sql();
+        let units = sql.map(|sql| sql.units(&self.shared.cache).clone());
+        let ends = |verb: &str| matches!(verb, "COMMIT" | "ROLLBACK" | "PREPARE");
+        if failed && !units.iter().flat_map(|u| u.iter()).any(|u| ends(u.verb())) {
+            return Fired::default();
+        }
+        let matches = |rule: &ArmedRule| {
+            rule.compiled
+                .downcast_ref::<Compiled>()
+                .is_some_and(|c| c.matches(rule.id, &facts, units.as_deref()))
+                && self.origin.admits(rule)
+        };
+        let host = &self.origin.host;
+        let fields = || {
+            let mut fields = json!({"user": facts.user, "database": facts.database});
+            if let (Some(sql), Some(fields)) = (sql, fields.as_object_mut()) {
+                let text = sql.text();
+                let end = text.char_indices().nth(SHOWN).map_or(text.len(), |c| c.0);
+                fields.insert("query".into(), Value::from(&text[..end]));
+            }
+            fields
+        };
+        let outcome = |rule: &ArmedRule| match action(rule) {
+            Some(Action::Error(error)) => json!({"code": error.code}),
+            _ => Value::Null,
+        };
+        host.rules
+            .evaluate_with(matches, &*host.sink, fields, outcome)
+    }
+
+    /// Serves the delays; true if a CancelRequest for this session ended them.
+    async fn hold(&self, fired: &Fired, since: Instant, client: &TcpStream) -> Result<bool, End> {
+        if fired.delays.is_empty() {
+            return Ok(false);
+        }
+        let key = self.session().key.clone();
+        // Of this delay alone: a cancel that comes as it ends must not cut the next one short.
+        let cancelled = Arc::new(Notify::new());
+        let _held = key.map(|key| Held::new(self.shared, key, cancelled.clone()));
+        tokio::select! {
+            _ = serve_delays(&fired.delays, since) => Ok(false),
+            () = cancelled.notified() => Ok(true),
+            () = gone(client) => Err(End::SourceGone),
+        }
+    }
+
+    /// If this connection is a CancelRequest for a session that a delay holds, ends that delay.
+    fn cancel(&self) {
+        let session = self.session();
+        if let (Some(Raw::Cancel), Some(key)) = (session.raw, &session.key) {
+            let held = self
+                .shared
+                .held
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(cancelled) = held.get(key) {
+                cancelled.notify_one();
+            }
+        }
+    }
+}
+
+/// A session that a delay holds, for as long as it does.
+struct Held<'a> {
+    shared: &'a Shared,
+    key: CancelKey,
+}
+
+impl<'a> Held<'a> {
+    fn new(shared: &'a Shared, key: CancelKey, cancelled: Arc<Notify>) -> Held<'a> {
+        let mut held = shared.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.insert(key.clone(), cancelled);
+        drop(held);
+        Held { shared, key }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut held = self
+            .shared
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        held.remove(&self.key);
+    }
+}
+
+fn action(rule: &ArmedRule) -> Option<&Action> {
+    rule.compiled.downcast_ref::<Compiled>().map(|c| &c.action)
+}
+
+/// What becomes of the request; an end if it ends the connection.
+fn decide(fired: &Fired, cancelled: bool) -> Result<Verdict, End> {
+    if cancelled {
+        // What the server says when a statement is cancelled while it runs.
+        let message = "canceling statement due to user request";
+        return Ok(Verdict::Deny(Arc::new(Error::new(
+            "ERROR", "57014", message, None, None,
+        ))));
+    }
+    match fired.terminal.as_deref().and_then(action) {
+        Some(Action::Error(error)) => Ok(Verdict::Deny(error.clone())),
+        Some(Action::Response(rows)) => Ok(Verdict::Answer(rows.clone())),
+        Some(Action::Drop) => Err(End::Lost),
+        Some(Action::Reset) => Err(End::Reset),
+        _ => Ok(Verdict::Pass),
+    }
+}
+
+fn effects(fired: &Fired) -> Option<Box<Effects<Corrupt>>> {
+    let truncate = match fired.terminal.as_deref().and_then(action) {
+        Some(Action::Truncate(bytes)) => Some(*bytes),
+        _ => None,
+    };
+    Effects::new(truncate, &fired.modifiers, |rule| match action(rule) {
+        Some(Action::Corrupt(offset)) => Some(Corrupt::new(*offset)),
+        _ => None,
+    })
+}
+
+/// Sends the first `n` bytes to the server and takes them off.
+async fn forward(
+    client: &ReadHalf<'_>,
+    server: &WriteHalf<'_>,
+    bytes: &mut BytesMut,
+    n: usize,
+) -> Result<(), End> {
+    if n == 0 {
+        return Ok(());
+    }
+    let sent = send_watching(server.as_ref(), &bytes[..n], client.as_ref()).await;
+    take(bytes, n);
+    sent.map_err(|e| match e.kind() {
+        io::ErrorKind::ConnectionAborted => End::SourceGone,
+        _ => End::SinkGone,
+    })
+}
+
+/// Sends the first `n` bytes to the client and takes them off.
+async fn to_client(client: &WriteHalf<'_>, bytes: &mut BytesMut, n: usize) -> Result<(), End> {
+    if n == 0 {
+        return Ok(());
+    }
+    let sent = send(client.as_ref(), &bytes[..n]).await;
+    take(bytes, n);
+    sent.map_err(|_| End::SinkGone)
+}
+
+/// Takes the first `n` bytes off; the usual case, all of them, keeps the buffer in one piece.
+fn take(bytes: &mut BytesMut, n: usize) {
+    if n == bytes.len() {
+        bytes.clear();
+    } else {
+        let _ = bytes.split_to(n);
+    }
+}
+
+/// Sends a part of an answer that is under effects.
+async fn affected(
+    client: &WriteHalf<'_>,
+    part: &mut BytesMut,
+    effects: Option<&mut Effects<Corrupt>>,
+) -> Result<(), End> {
+    let Some(effects) = effects else {
+        return send(client.as_ref(), part).await.map_err(|_| End::SinkGone);
+    };
+    effects.corrupt(|walk| walk.pass(part));
+    match effects.send(client.as_ref(), part).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(End::Lost),
+        Err(_) => Err(End::SinkGone),
+    }
+}

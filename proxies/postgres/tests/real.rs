@@ -1,0 +1,437 @@
+//! The proxy in front of a real PostgreSQL, driven by real clients: invisible without rules, exact with them.
+
+mod support;
+
+use std::sync::Arc;
+
+use faultbox_contract::{Arg, ArmedRule};
+use faultbox_engine::testing::{Harness, alone, peak_memory};
+use support::{Server, battery, client, faults, psql_command, server, skip};
+
+fn text(s: &str) -> Arg {
+    Arg::Str(s.into())
+}
+
+fn proxy(server: &Server) -> Harness {
+    Harness::start(faultbox_postgres::protocol(), server.addr)
+}
+
+/// The rule of the user's page.
+fn disk_full(proxy: &Harness) -> Arc<ArmedRule> {
+    proxy.arm(
+        "error",
+        &[
+            ("query", text("INSERT INTO orders*")),
+            ("code", text("disk_full")),
+            ("message", text("disk full")),
+        ],
+    )
+}
+
+/// What COPY into the table gets, too.
+fn copy_full(proxy: &Harness) -> Arc<ArmedRule> {
+    proxy.arm(
+        "error",
+        &[
+            ("verb", text("COPY")),
+            ("table", text("orders")),
+            ("code", Arg::Int(53100)),
+            ("message", text("disk full")),
+        ],
+    )
+}
+
+/// A client's own battery prints the same through the proxy as directly, and nothing was degraded or faulted.
+async fn same(script: &'static str) {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    let (direct, through) = (server.addr, proxy.addr);
+    let (direct, through) =
+        tokio::task::spawn_blocking(move || (battery(script, direct), battery(script, through)))
+            .await
+            .unwrap();
+    assert_eq!(direct, through);
+    assert!(direct.lines().count() > 8, "{direct}");
+    assert_eq!(proxy.events.all().len(), 0, "{:?}", proxy.events.all());
+    assert!(proxy.meter.count() > 10);
+    println!("{direct}");
+}
+
+/// Errors arrive in a client as its own: the script's output, line by line.
+async fn exact(script: &'static str, expected: &[&str]) {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = Arc::new(proxy(&server));
+    let arming = proxy.clone();
+    let output = tokio::task::spawn_blocking(move || {
+        faults(script, arming.addr, || {
+            disk_full(&arming);
+            copy_full(&arming);
+        })
+    })
+    .await
+    .unwrap();
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines, expected, "\n{output}");
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn psycopg2_passes() {
+    same("psycopg2_client.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn psycopg3_passes() {
+    same("psycopg3_client.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asyncpg_passes() {
+    same("asyncpg_client.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_postgres_passes() {
+    same("node_postgres.js").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jdbc_passes() {
+    same("Jdbc.java").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn psycopg2_errors() {
+    exact(
+        "psycopg2_client.py",
+        &[
+            "autocommit 'psycopg2.errors.DiskFull' '53100' 'disk full'",
+            "copy 'psycopg2.errors.DiskFull' '53100' 'disk full'",
+            "several 'psycopg2.errors.DiskFull' '53100' 'disk full'",
+            "after (0,)",
+            "in transaction 'psycopg2.errors.DiskFull' '53100' 'disk full'",
+            "aborted 'psycopg2.errors.InFailedSqlTransaction' '25P02' 'current transaction is aborted, commands ignored until end of transaction block'",
+            "status 0",
+            "in transaction 'psycopg2.errors.DiskFull' '53100' 'disk full'",
+            "commit says 'ROLLBACK'",
+            "rows (0,)",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn psycopg3_errors() {
+    exact(
+        "psycopg3_client.py",
+        &[
+            "prepared before 'psycopg.errors.DiskFull' '53100' 'disk full'",
+            "unprepared 'psycopg.errors.DiskFull' '53100' 'disk full'",
+            "copy 'psycopg.errors.DiskFull' '53100' 'disk full'",
+            "in transaction 'psycopg.errors.DiskFull' '53100' 'disk full'",
+            "again 'psycopg.errors.DiskFull' '53100' 'disk full'",
+            "aborted 'psycopg.errors.InFailedSqlTransaction' '25P02' 'current transaction is aborted, commands ignored until end of transaction block'",
+            "commit says 'ROLLBACK'",
+            "pipeline 'psycopg.errors.DiskFull' '53100' 'disk full'",
+            "rolled back (0,)",
+            "only its batch 'DiskFull'",
+            "around ('before',) ('after',)",
+            "rows (8,)",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asyncpg_errors() {
+    exact(
+        "asyncpg_client.py",
+        &[
+            "prepared before 'asyncpg.exceptions.DiskFullError' '53100' 'disk full'",
+            "simple 'asyncpg.exceptions.DiskFullError' '53100' 'disk full'",
+            "many 'asyncpg.exceptions.DiskFullError' '53100' 'disk full'",
+            "copy 'asyncpg.exceptions.DiskFullError' '53100' 'disk full'",
+            "in transaction 'asyncpg.exceptions.DiskFullError' '53100' 'disk full'",
+            "aborted 'asyncpg.exceptions.InFailedSQLTransactionError' '25P02' 'current transaction is aborted, commands ignored until end of transaction block'",
+            "commit says 'ROLLBACK'",
+            "rows 1",
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_postgres_errors() {
+    exact(
+        "node_postgres.js",
+        &[
+            r#"prepared before "DatabaseError" "53100" "disk full" "ERROR""#,
+            r#"simple "DatabaseError" "53100" "disk full" "ERROR""#,
+            r#"in transaction "DatabaseError" "53100" "disk full" "ERROR""#,
+            r#"aborted "DatabaseError" "25P02" "current transaction is aborted, commands ignored until end of transaction block" "ERROR""#,
+            r#"commit says "ROLLBACK""#,
+            r#"rows [{"n":1}]"#,
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jdbc_errors() {
+    exact(
+        "Jdbc.java",
+        &[
+            "prepared before org.postgresql.util.PSQLException 53100 ERROR: disk full",
+            "unprepared org.postgresql.util.PSQLException 53100 ERROR: disk full",
+            "batch java.sql.BatchUpdateException 53100 Batch entry 0 INSERT INTO orders VALUES (('2'::int4)) was aborted: ERROR: disk full  Call getNextException to see other errors in the batch.",
+            "copy org.postgresql.util.PSQLException 53100 ERROR: disk full",
+            "in transaction org.postgresql.util.PSQLException 53100 ERROR: disk full",
+            "aborted org.postgresql.util.PSQLException 25P02 ERROR: current transaction is aborted, commands ignored until end of transaction block",
+            "commit ok null",
+            "rows 3",
+        ],
+    )
+    .await;
+}
+
+fn run(mut command: std::process::Command) -> (bool, String) {
+    let out = command.output().expect("the client starts");
+    let text = [out.stdout, out.stderr].concat();
+    (
+        out.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn psql_and_the_servers_own_log() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    let psql = |args: &[&str]| {
+        let mut command = psql_command(proxy.addr, "psql");
+        command.args(args);
+        blocking(move || run(command))
+    };
+    let (ok, out) = psql(&[
+        "-c",
+        "CREATE TABLE orders (id int, note text); SELECT 'created'",
+    ])
+    .await;
+    assert!(ok && out.contains("created"), "{out}");
+    let rule = disk_full(&proxy);
+    // One statement of several: none of the string reaches the server.
+    let marker = "denied by the rule 4711";
+    let (ok, out) = psql(&[
+        "-c",
+        &format!("SELECT 'first {marker}'; INSERT INTO orders VALUES (1, '{marker}')"),
+    ])
+    .await;
+    assert!(!ok && out.contains("ERROR:  disk full"), "{out}");
+    let script = format!(
+        "BEGIN;\nINSERT INTO orders VALUES (1, '{marker}');\nSELECT 1;\nCOMMIT;\nSELECT 'then';"
+    );
+    let (ok, out) = psql(&["-v", "ON_ERROR_STOP=0", "-c", "\\echo start"]).await;
+    assert!(ok, "{out}");
+    let args: Vec<String> = ["-v", "ON_ERROR_STOP=0"]
+        .map(String::from)
+        .into_iter()
+        .chain(script.lines().flat_map(|l| ["-c".to_owned(), l.to_owned()]))
+        .collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (_, out) = psql(&args).await;
+    let lines: Vec<&str> = out.lines().collect();
+    // Standard output first, then standard error.
+    assert_eq!(
+        lines,
+        [
+            "BEGIN",
+            "ROLLBACK",
+            "then",
+            "ERROR:  disk full",
+            "ERROR:  current transaction is aborted, commands ignored until end of transaction block"
+        ],
+        "{out}"
+    );
+    assert_eq!(rule.hits(), 2);
+    let log = server.log();
+    assert!(log.contains("CREATE TABLE orders (id int, note text)"));
+    assert!(
+        !log.contains(marker),
+        "a denied statement reached the server"
+    );
+    proxy.rules.lift(rule.id);
+    let (ok, out) = psql(&[
+        "-c",
+        "INSERT INTO orders VALUES (7, 'x')",
+        "-c",
+        "SELECT sum(id) FROM orders",
+    ])
+    .await;
+    assert!(ok && out.ends_with("7\n"), "{out}");
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pgbench_in_every_protocol() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    let pgbench = |args: &[&str]| {
+        let mut command = std::process::Command::new(format!("{}/pgbench", support::BIN));
+        command.args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &proxy.addr.port().to_string(),
+            "-U",
+            "postgres",
+        ]);
+        command.args(args).arg("pgbench");
+        blocking(move || run(command))
+    };
+    let (ok, out) = pgbench(&["-i", "-s", "1", "-q"]).await;
+    assert!(ok, "{out}");
+    for mode in ["simple", "extended", "prepared"] {
+        let (ok, out) = pgbench(&["-M", mode, "-c", "4", "-t", "50", "-n"]).await;
+        assert!(ok && out.contains("processed: 200/200"), "{mode}: {out}");
+        assert!(out.contains("failed transactions: 0"), "{mode}: {out}");
+    }
+    assert_eq!(proxy.events.all().len(), 0, "{:?}", proxy.events.all());
+    // Serialization failures are what pgbench itself retries.
+    for mode in ["simple", "extended", "prepared"] {
+        let rule = proxy.arm(
+            "error",
+            &[
+                ("query", text("UPDATE pgbench_branches*")),
+                ("code", text("serialization_failure")),
+                ("every", Arg::Int(5)),
+            ],
+        );
+        let (ok, out) = pgbench(&["-M", mode, "-c", "2", "-t", "50", "-n", "--max-tries=10"]).await;
+        assert!(ok && out.contains("processed: 100/100"), "{mode}: {out}");
+        assert!(rule.hits() >= 20, "{mode}: {}", rule.hits());
+        assert!(
+            out.contains("number of transactions retried: ") && !out.contains("retried: 0 "),
+            "{mode}: {out}"
+        );
+        proxy.rules.lift(rule.id);
+    }
+    let sums = server.psql("pgbench", "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(bbalance) FROM pgbench_branches), count(*) FROM pgbench_history");
+    assert_eq!(sums.trim(), "t|900");
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_condition_name_is_the_servers() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let names: Vec<String> = faultbox_postgres::sqlstate::CONDITIONS
+        .iter()
+        .filter(|(code, _)| !faultbox_postgres::sqlstate::is_completion(code))
+        .map(|(_, name)| format!("'{name}'"))
+        .collect();
+    let sql = format!(
+        "DO $$ DECLARE n text; BEGIN FOREACH n IN ARRAY ARRAY[{}] LOOP \
+         BEGIN RAISE EXCEPTION USING ERRCODE = n; EXCEPTION WHEN OTHERS OR query_canceled OR assert_failure THEN RAISE INFO '%=%', n, SQLSTATE; END; \
+         END LOOP; END $$",
+        names.join(",")
+    );
+    let mut command = psql_command(server.addr, "postgres");
+    command.args(["-c", &sql]);
+    let (ok, out) = blocking(move || run(command)).await;
+    assert!(ok, "{out}");
+    let mut seen = 0;
+    for line in out.lines().filter_map(|l| l.strip_prefix("INFO:  ")) {
+        let (name, code) = line.split_once('=').unwrap();
+        assert_eq!(
+            faultbox_postgres::sqlstate::resolve(name),
+            Some(code),
+            "{name}"
+        );
+        seen += 1;
+    }
+    assert_eq!(seen, names.len());
+    // So that no client script is forgotten when another is added.
+    assert!(
+        client("psycopg3_client.py")
+            .get_program()
+            .to_string_lossy()
+            .ends_with("python")
+    );
+}
+
+#[tokio::test]
+async fn encrypted_sessions_pass_and_say_once_that_rules_cannot_act() {
+    if skip() {
+        return;
+    }
+    let server = blocking(Server::with_tls).await;
+    let proxy = proxy(&server);
+    let rule = proxy.arm("error", &[]);
+    let conninfo = format!(
+        "host=127.0.0.1 port={} user=postgres dbname=postgres sslmode=",
+        proxy.addr.port()
+    );
+    let psql = |mode: &str| {
+        let mut command = std::process::Command::new("psql");
+        let sql = "SELECT ssl, repeat('x', 300000) = repeat('x', 300000) FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        command
+            .args(["-X", "-A", "-t", "-d", &format!("{conninfo}{mode}")])
+            .args(["-c", sql]);
+        blocking(move || run(command))
+    };
+    for _ in 0..2 {
+        let (ok, said) = psql("require").await;
+        assert!(ok && said.contains("t|t"), "{said}");
+    }
+    let degraded = proxy.degradations();
+    assert_eq!(degraded.len(), 1, "{degraded:?}");
+    assert!(degraded[0].contains("tls=tls_cert()"), "{degraded:?}");
+    assert!(degraded[0].contains("sslmode=disable"), "{degraded:?}");
+    assert_eq!(rule.matched(), 0);
+    // And the remedy that it names works.
+    let (ok, said) = psql("disable").await;
+    assert!(!ok && said.contains("internal error"), "{said}");
+    assert_eq!((rule.hits(), proxy.degradations().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn large_results_pass_in_flat_memory() {
+    if !alone("large_results_pass_in_flat_memory") || skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    proxy.arm("error", &[("query", text("INSERT*"))]);
+    let before = peak_memory();
+    // One value of 50 MB, then as much in rows.
+    for sql in [
+        "SELECT repeat('x', 50000000)",
+        "SELECT repeat('x', 1000) FROM generate_series(1, 50000)",
+    ] {
+        let mut command = psql_command(proxy.addr, "postgres");
+        command.args(["-o", "/dev/null", "-c", sql]);
+        let (ok, said) = blocking(move || run(command)).await;
+        assert!(ok, "{said}");
+    }
+    let grown = peak_memory().saturating_sub(before);
+    assert!(grown < 32 << 20, "memory grew by {} MiB", grown >> 20);
+    assert_eq!(proxy.degradations(), [""; 0]);
+}

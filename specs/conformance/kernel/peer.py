@@ -1,0 +1,104 @@
+"""A peer that keeps a connection to each other peer, as members of a cluster do.
+
+usage: peer.py PORT CONFIG [HOST]
+
+Whoever connects to PORT may send lines: "ping" is answered with "pong"; "ask NAME SECONDS" asks the peer NAME over the connection that
+is kept to it (made at first use, and again after an error) and answers with what came, or with the error's name; "peer NAME" answers
+with what getpeername(2) shows of that connection; "udp NAME TEXT SECONDS" sends a datagram there and answers with what comes back and
+from where. Where the peers are stands in CONFIG, a line each: NAME HOST PORT. Datagrams are sent back as they come.
+"""
+import errno
+import socket
+import sys
+import threading
+
+port, config = int(sys.argv[1]), sys.argv[2]
+peers = {}
+for line in open(config):
+    name, host, number = line.split()
+    peers[name] = (host, int(number))
+kept = {}
+
+
+def name_of(error):
+    if isinstance(error, TimeoutError):
+        return "ETIMEDOUT"
+    return errno.errorcode.get(error.errno, str(error)) if error.errno else str(error)
+
+
+def connection(name, seconds):
+    if name not in kept:
+        kept[name] = socket.create_connection(peers[name], timeout=seconds)
+    kept[name].settimeout(seconds)
+    return kept[name]
+
+
+def ask(name, seconds):
+    try:
+        peer = connection(name, seconds)
+        peer.sendall(b"ping\n")
+        answer = peer.recv(100)
+        if not answer:
+            raise OSError("closed")
+        return answer.decode().strip()
+    except TimeoutError:
+        # The connection is kept: whether it comes back is the question.
+        return "ETIMEDOUT"
+    except OSError as error:
+        if name in kept:
+            kept.pop(name).close()
+        return name_of(error)
+
+
+def datagram(name, text, seconds):
+    host, number = peers[name]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.settimeout(seconds)
+        try:
+            sender.sendto(text.encode(), (host, number))
+            answer, source = sender.recvfrom(100)
+            return f"{answer.decode()} from {source[1]}"
+        except OSError as error:
+            return name_of(error)
+
+
+def answer(words):
+    if words == ["ping"]:
+        return "pong"
+    if words[0] == "ask":
+        return ask(words[1], float(words[2]))
+    if words[0] == "peer":
+        try:
+            return "%s %s" % connection(words[1], 5).getpeername()[:2]
+        except OSError as error:
+            return name_of(error)
+    if words[0] == "udp":
+        return datagram(words[1], words[2], float(words[3]))
+    return "what?"
+
+
+def serve(client):
+    with client, client.makefile("rw") as lines:
+        for line in lines:
+            lines.write(answer(line.split()) + "\n")
+            lines.flush()
+
+
+def echo():
+    listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    listener.bind(("127.0.0.1", port))
+    while True:
+        data, source = listener.recvfrom(100)
+        listener.sendto(data, source)
+
+
+threading.Thread(target=echo, daemon=True).start()
+host = sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1"
+if host == "::":
+    listener = socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
+else:
+    listener = socket.create_server((host, port))
+while True:
+    client, _ = listener.accept()
+    threading.Thread(target=serve, args=(client,), daemon=True).start()

@@ -1,0 +1,178 @@
+//! Closed-loop load: every connection sends its next request when it has the last one's answer.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use example_http::{Decoder, Progress};
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_postgres::NoTls;
+
+/// Up to ten seconds, to three digits: what this reports is not finer.
+pub fn histogram() -> Result<Histogram<u64>, String> {
+    Histogram::new_with_bounds(1, 10_000_000_000, 3).map_err(|e| e.to_string())
+}
+
+/// What a report says of nanoseconds.
+pub fn percentiles(times: &Histogram<u64>) -> Value {
+    let at = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
+    json!({"p50_us": at(0.5), "p99_us": at(0.99), "max_us": times.max() as f64 / 1000.0})
+}
+
+/// Not measured: connections are made, branch predictors and caches get warm.
+const WARM_UP: u64 = 200;
+
+/// GET over keep-alive connections.
+pub fn http(
+    addr: SocketAddr,
+    path: &str,
+    connections: u64,
+    requests: u64,
+) -> Result<Value, String> {
+    closed_loop(connections, requests, async move || {
+        let stream = TcpStream::connect(addr).await.map_err(|e| e.to_string())?;
+        stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        Ok(Http {
+            stream,
+            request: format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n\r\n"),
+            decoder: Decoder::default(),
+        })
+    })
+}
+
+/// SELECT 1 as a simple query.
+pub fn postgres(addr: SocketAddr, connections: u64, requests: u64) -> Result<Value, String> {
+    closed_loop(connections, requests, async move || {
+        let config = format!(
+            "host={} port={} user=postgres dbname=postgres sslmode=disable",
+            addr.ip(),
+            addr.port()
+        );
+        let (client, connection) = tokio_postgres::connect(&config, NoTls)
+            .await
+            .map_err(|e| e.to_string())?;
+        tokio::spawn(connection);
+        Ok(Postgres(client))
+    })
+}
+
+/// A connection that can ask one thing.
+trait Ask: Send + 'static {
+    fn ask(&mut self) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+struct Http {
+    stream: TcpStream,
+    request: String,
+    decoder: Decoder,
+}
+
+impl Ask for Http {
+    async fn ask(&mut self) -> Result<(), String> {
+        self.stream
+            .write_all(self.request.as_bytes())
+            .await
+            .map_err(|e| e.to_string())?;
+        let mut chunk = [0; 4096];
+        loop {
+            match self.decoder.reply().map_err(|refused| refused.why)? {
+                Progress::Done((200, _)) => return Ok(()),
+                Progress::Done((status, _)) => return Err(format!("status {status}")),
+                _ => match self.stream.read(&mut chunk).await {
+                    Ok(0) => return Err("the server closed the connection".into()),
+                    Ok(n) => self.decoder.push(&chunk[..n]),
+                    Err(e) => return Err(e.to_string()),
+                },
+            }
+        }
+    }
+}
+
+struct Postgres(tokio_postgres::Client);
+
+impl Ask for Postgres {
+    async fn ask(&mut self) -> Result<(), String> {
+        let answer = self.0.simple_query("SELECT 1").await;
+        answer.map(|_| ()).map_err(|e| e.to_string())
+    }
+}
+
+/// One thread for all connections, so that the generator takes one CPU at most and leaves the other to what is measured.
+fn closed_loop<C: Ask>(
+    connections: u64,
+    requests: u64,
+    connect: impl AsyncFn() -> Result<C, String>,
+) -> Result<Value, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| e.to_string())?;
+    runtime.block_on(async {
+        let connections = connections.max(1);
+        let mut tasks = JoinSet::new();
+        for _ in 0..connections {
+            let connection = connect().await?;
+            tasks.spawn(measure(
+                connection,
+                WARM_UP / connections + 1,
+                requests / connections + 1,
+            ));
+        }
+        let mut all = histogram()?;
+        let mut began: Option<Instant> = None;
+        while let Some(done) = tasks.join_next().await {
+            let (start, one) = done.map_err(|e| e.to_string())??;
+            began = Some(began.map_or(start, |b| b.min(start)));
+            all.add(one).map_err(|e| e.to_string())?;
+        }
+        let took = began.map_or(Duration::ZERO, |b| b.elapsed());
+        let mut report = percentiles(&all);
+        report["requests"] = json!(all.len());
+        report["per_s"] = json!(all.len() as f64 / took.as_secs_f64());
+        Ok(report)
+    })
+}
+
+async fn measure<C: Ask>(
+    mut connection: C,
+    warm_up: u64,
+    requests: u64,
+) -> Result<(Instant, Histogram<u64>), String> {
+    for _ in 0..warm_up {
+        connection.ask().await?;
+    }
+    let mut times = histogram()?;
+    let start = Instant::now();
+    for _ in 0..requests {
+        let sent = Instant::now();
+        connection.ask().await?;
+        times.saturating_record(u64::try_from(sent.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    }
+    Ok((start, times))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn every_request_is_counted_once_also_through_the_relay() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            example_http::serve(listener, |_| example_http::Reply::new(200, json!(1)))
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let relay = listener.local_addr().unwrap();
+        std::thread::spawn(move || crate::relay::run(&listener, server));
+        for addr in [server, relay] {
+            let report = http(addr, "/", 4, 96).unwrap();
+            assert_eq!(report["requests"], 100);
+            assert!(report["p50_us"].as_f64() <= report["p99_us"].as_f64());
+        }
+    }
+}

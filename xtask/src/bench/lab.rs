@@ -1,0 +1,353 @@
+//! What is measured: the same services natively, under strace, and held by `faultbox test` in several states. All of them are alive
+//! at the same time, so that blocks of measurements can take turns.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::json::Json;
+use crate::{Error, Result};
+use crate::{run, specs};
+
+/// Longer than anything here takes on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program that serves, relays and loads.
+pub fn tool() -> Command {
+    Command::new(specs::target().join("release/faultbox-bench"))
+}
+
+/// Everything that is alive.
+pub struct Lab {
+    /// Without anybody watching.
+    pub native: Native,
+    /// Under strace, which injects a fault that never comes.
+    pub strace: Native,
+    /// `faultbox test`, nothing armed.
+    pub quiet: Held,
+    /// `faultbox test`, faults on calls armed whose path never matches.
+    pub calls: Held,
+    /// `faultbox test`, a fault on calls armed whose counter never gets there.
+    pub counted: Held,
+    /// `faultbox test`, rules armed that the load does not match.
+    pub rules: Held,
+    /// Bare relays to `quiet`'s servers.
+    pub http_relay: Relay,
+    pub postgres_relay: Relay,
+}
+
+impl Lab {
+    /// Starts it all.
+    pub fn open() -> Result<Lab> {
+        let dir = super::dir();
+        std::fs::create_dir_all(&dir).map_err(|e| Error::new(format!("{}: {e}", dir.display())))?;
+        let quiet = Held::start("quiet")?;
+        Ok(Lab {
+            native: Native::start("native", &[])?,
+            strace: Native::start("strace", &STRACE)?,
+            http_relay: Relay::start(quiet.addr("BENCH_HTTP_DIRECT")?)?,
+            postgres_relay: Relay::start(quiet.addr("BENCH_PG_DIRECT")?)?,
+            calls: Held::start("calls")?,
+            counted: Held::start("counted")?,
+            rules: Held::start("rules")?,
+            quiet,
+        })
+    }
+
+    /// Ends it all; the reports of the runs, in the order of the fields.
+    pub fn close(self) -> Result<[Json; 4]> {
+        Ok([
+            self.quiet.finish()?,
+            self.calls.finish()?,
+            self.counted.finish()?,
+            self.rules.finish()?,
+        ])
+    }
+}
+
+/// Stops at every call that moves bytes out, as the fault does, and injects what never comes: the loads make fewer calls than
+/// `when=` waits for, which is as far as strace counts.
+const STRACE: [&str; 8] = [
+    "strace",
+    "-f",
+    "-qq",
+    "-o",
+    "/dev/null",
+    "--trace=write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg",
+    "-e",
+    "inject=write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg:error=EIO:when=65535",
+];
+
+/// A process that ends with its owner.
+struct Running(Child);
+
+impl Running {
+    /// Has it ended, or does it by then?
+    fn ended_by(&mut self, deadline: Instant) -> bool {
+        while Instant::now() < deadline {
+            if self.0.try_wait().is_ok_and(|ended| ended.is_some()) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.ended_by(Instant::now() + Duration::from_millis(1)) {
+            return;
+        }
+        // SIGINT first: PostgreSQL then stops fast and gives back its shared memory, and a run cleans up.
+        run::quietly("kill", &["-INT", &self.0.id().to_string()]);
+        if !self.ended_by(Instant::now() + Duration::from_secs(10)) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+fn start(command: &mut Command, output: Stdio) -> Result<Running> {
+    run::say(command);
+    command
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(Stdio::inherit())
+        .spawn()
+        .map(Running)
+        .map_err(|e| run::cannot_run(command, &e))
+}
+
+/// A server, a bare relay in front of it.
+pub struct Relay {
+    pub addr: SocketAddr,
+    _process: Running,
+}
+
+impl Relay {
+    fn start(upstream: SocketAddr) -> Result<Relay> {
+        let addr = free()?;
+        let args = ["relay", &addr.to_string(), &upstream.to_string()];
+        let process = start(tool().args(args), Stdio::null())?;
+        await_listener(addr)?;
+        Ok(Relay {
+            addr,
+            _process: process,
+        })
+    }
+}
+
+/// The services, started without faultbox.
+pub struct Native {
+    pub server: SocketAddr,
+    pub postgres: SocketAddr,
+    /// Where PostgreSQL writes its process id.
+    pidfile: PathBuf,
+    scratch: PathBuf,
+    _processes: [Running; 2],
+}
+
+impl Native {
+    /// Starts them, `under` the command that these words begin.
+    pub fn start(name: &str, under: &[&str]) -> Result<Native> {
+        let through = |program: &Path| match under {
+            [] => Command::new(program),
+            [tracer, args @ ..] => {
+                let mut command = Command::new(tracer);
+                command.args(args).arg(program);
+                command
+            }
+        };
+        let (server, postgres) = (free()?, free()?);
+        let scratch =
+            std::env::temp_dir().join(format!("faultbox-bench-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&scratch)
+            .map_err(|e| Error::new(format!("{}: {e}", scratch.display())))?;
+        let tool = specs::target().join("release/faultbox-bench");
+        let mut lab = through(&tool);
+        lab.args(["lab", name]).arg(super::dir()).env(
+            format!("FAULTBOX_{}_HTTP_ADDR", name.to_uppercase()),
+            server.to_string(),
+        );
+        let lab = start(&mut lab, Stdio::null())?;
+        let mut db = through(&run::root().join("specs/examples/orders/postgres.sh"));
+        db.env("FAULTBOX_DB_PG_PORT", postgres.port().to_string())
+            .env("TMPDIR", &scratch);
+        let db = start(db.stderr(Stdio::null()), Stdio::null())?;
+        let native = Native {
+            server,
+            postgres,
+            pidfile: scratch.join(format!("postgres-{}/data/postmaster.pid", postgres.port())),
+            scratch,
+            _processes: [lab, db],
+        };
+        await_listener(server)?;
+        await_listener(postgres)?;
+        Ok(native)
+    }
+}
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        // Not by the children's ids: those may be a tracer's, which blocks signals, and whose end would leave the server running.
+        let _ = get(self.server, "/quit");
+        if let Ok(text) = std::fs::read_to_string(&self.pidfile)
+            && let Some(pid) = text.lines().next()
+        {
+            run::quietly("kill", &["-INT", pid]);
+        }
+        for process in &mut self._processes {
+            process.ended_by(Instant::now() + Duration::from_secs(10));
+        }
+        let _ = std::fs::remove_dir_all(&self.scratch);
+    }
+}
+
+/// A test of `specs/hold.star` that waits in its scenario.
+pub struct Held {
+    name: &'static str,
+    process: Running,
+    known: Json,
+    report: PathBuf,
+}
+
+impl Held {
+    fn start(name: &'static str) -> Result<Held> {
+        let note = super::dir().join(format!("{name}.note"));
+        let report = super::dir().join(format!("{name}.json"));
+        let _ = std::fs::remove_file(&note);
+        let output =
+            File::create(&report).map_err(|e| Error::new(format!("{}: {e}", report.display())))?;
+        let mut command = Command::new(specs::faultbox());
+        command.current_dir(run::root()).args([
+            "test",
+            "xtask/bench/specs/hold.star",
+            "--test",
+            name,
+            "--network",
+            "host",
+            "--format",
+            "json",
+        ]);
+        let mut process = start(&mut command, output.into())?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(known) = std::fs::read_to_string(&note)
+                .ok()
+                .and_then(|text| Json::parse(&text))
+            {
+                return Ok(Held {
+                    name,
+                    process,
+                    known,
+                    report,
+                });
+            }
+            if Instant::now() > deadline
+                || process.ended_by(Instant::now() + Duration::from_millis(20))
+            {
+                return Err(Error::new(format!(
+                    "`{}` did not get there; see {}",
+                    run::show(&command),
+                    report.display()
+                )));
+            }
+        }
+    }
+
+    /// Where something listens, by the name of the variable that tells it to the services.
+    pub fn addr(&self, variable: &str) -> Result<SocketAddr> {
+        self.known
+            .get(variable)
+            .and_then(Json::text)
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| Error::new(format!("`{}` did not tell {variable}", self.name)))
+    }
+
+    /// Lets the test go on to its end, and reads its report.
+    fn finish(mut self) -> Result<Json> {
+        get(self.addr("FAULTBOX_CTL_HTTP_ADDR")?, "/release")?;
+        self.process.ended_by(Instant::now() + PATIENCE);
+        let text = std::fs::read_to_string(&self.report).unwrap_or_default();
+        passed(&text).map_err(|why| Error::new(format!("{}: {why}", self.report.display())))
+    }
+}
+
+/// A report in which everything passed.
+pub fn passed(text: &str) -> std::result::Result<Json, String> {
+    let report = Json::parse(text).ok_or("there is no report")?;
+    for test in report.get("tests").map(Json::list).unwrap_or_default() {
+        if test.get("outcome").and_then(Json::text) != Some("passed") {
+            return Err(format!(
+                "{:?}: {:?}: {:?}",
+                test.get("name"),
+                test.get("outcome"),
+                test.get("reason")
+            ));
+        }
+    }
+    Ok(report)
+}
+
+/// Runs a load to its end and reads its report.
+pub fn load(args: &[&str]) -> Result<Json> {
+    let mut command = tool();
+    let output = command
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|e| run::cannot_run(&command, &e))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Json::parse(&text).ok_or_else(|| {
+        Error::new(format!(
+            "`{}` gave no report ({})",
+            run::show(&command),
+            output.status
+        ))
+    })
+}
+
+/// Asks a lab for something.
+pub fn get(addr: SocketAddr, target: &str) -> Result<Json> {
+    let failed = |why: String| Error::new(format!("http://{addr}{target}: {why}"));
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(addr)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "GET {target} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply)?;
+        Ok(reply)
+    };
+    let reply = ask().map_err(|e| failed(e.to_string()))?;
+    let body = reply.split_once("\r\n\r\n").map(|(_, body)| body);
+    match (reply.split(' ').nth(1), body.and_then(Json::parse)) {
+        (Some("200"), Some(json)) => Ok(json),
+        _ => Err(failed(reply)),
+    }
+}
+
+/// A loopback address that is free now.
+fn free() -> Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|l| l.local_addr())
+        .map_err(|e| Error::new(format!("no free port: {e}")))
+}
+
+fn await_listener(addr: SocketAddr) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(addr).is_err() {
+        if Instant::now() > deadline {
+            return Err(Error::new(format!("nothing listens on {addr}")));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

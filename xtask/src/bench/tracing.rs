@@ -1,0 +1,112 @@
+//! What being traced costs: servers natively, under `faultbox trace`, and under strace.
+//!
+//! One at a time, unlike everything else here: while anybody traces system calls, every process of the machine pays for a part of it, so
+//! a native run beside a traced one would not be native.
+
+use super::lab::{Native, get, load};
+use super::stats::Samples;
+use super::syscalls::{CALLS, CALLS_TRACED, bench, tps};
+use super::table::{Goal, Table, show};
+use super::{BLOCKS, number};
+use crate::{Error, Result, specs};
+
+/// What a traced service keeps of its native speed.
+const KEPT: Goal = Goal::AtLeast(0.97);
+/// What a call takes longer, in nanoseconds.
+const ADDED: Goal = Goal::AtMost(150.0);
+
+/// What is measured of each side: a call of a busy loop, and how many requests a second servers answer.
+#[derive(Default)]
+struct Side {
+    pwrite_us: Samples,
+    http: Samples,
+    select: Samples,
+    tpcb: Samples,
+}
+
+impl Side {
+    fn add(&mut self, name: &str, under: &[&str], calls: u64) -> Result<()> {
+        let native = Native::start(name, under)?;
+        let report = get(native.server, &format!("/pwrite?calls={calls}"))?;
+        self.pwrite_us.push(number(&report, &["per_call_us"])?);
+        let report = load(&["http", &native.server.to_string(), "/", "64", "20000"])?;
+        self.http.push(number(&report, &["per_s"])?);
+        bench(native.postgres, &["-i", "-q", "-s", "1"])?;
+        for (args, samples) in [
+            (&["-S", "-n", "-c", "2", "-T", "1"][..], &mut self.select),
+            (&["-n", "-c", "2", "-T", "1"][..], &mut self.tpcb),
+        ] {
+            let output = bench(native.postgres, args)?;
+            let told = tps(&output);
+            samples.push(told.ok_or_else(|| Error::new(format!("pgbench told no tps: {output}")))?);
+        }
+        Ok(())
+    }
+}
+
+/// Runs all of them, in turns.
+pub fn measure(table: &mut Table) -> Result<()> {
+    let faultbox = specs::faultbox().display().to_string();
+    let trace = [&faultbox, "trace", "--output", "/dev/null"];
+    let traced = [&trace[..], &["--"]].concat();
+    let streamed = [&trace[..], &["--events", "/dev/null", "--"]].concat();
+    let strace = ["strace", "-f", "-c", "-o", "/dev/null"];
+    let ways: [(&str, &[&str], u64); 4] = [
+        ("native", &[], CALLS),
+        ("traced", &traced, CALLS),
+        ("streamed", &streamed, CALLS),
+        ("strace", &strace, CALLS_TRACED),
+    ];
+    let mut sides: [Side; 4] = Default::default();
+    for block in 0..BLOCKS {
+        for turn in 0..ways.len() {
+            let i = (turn + block) % ways.len();
+            let (name, under, calls) = ways[i];
+            sides[i].add(name, under, calls)?;
+        }
+    }
+    let [native, others @ ..] = &sides;
+    let names = ["traced", "traced, every event streamed", "strace -f -c"];
+    for (side, name) in others.iter().zip(names) {
+        let (kept, added) = match name {
+            "traced" => (KEPT, ADDED),
+            _ => (Goal::None, Goal::None),
+        };
+        table.row(
+            format!("pwrite loop, {name}: added to a call"),
+            &side
+                .pwrite_us
+                .per(&native.pwrite_us, |side, native| (side - native) * 1e3),
+            "ns",
+            added,
+            &format!(
+                "{} µs a call, native {}",
+                show(side.pwrite_us.median()),
+                show(native.pwrite_us.median())
+            ),
+        );
+        for (what, unit, side, native) in [
+            (
+                "HTTP server, 64 connections",
+                "requests/s",
+                &side.http,
+                &native.http,
+            ),
+            ("pgbench SELECT only", "tps", &side.select, &native.select),
+            ("pgbench TPC-B", "tps", &side.tpcb, &native.tpcb),
+        ] {
+            table.row(
+                format!("{what}, {name}: speed of native"),
+                &side.per(native, |side, native| side / native),
+                "×",
+                kept,
+                &format!(
+                    "{} {unit}, native {}",
+                    show(side.median()),
+                    show(native.median())
+                ),
+            );
+        }
+    }
+    Ok(())
+}
