@@ -9,6 +9,7 @@ mod support;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use faultbox_contract::Arg;
@@ -67,11 +68,15 @@ impl Drop for Server {
     }
 }
 
+/// A port that is free for both, below those that the kernel hands out: unbound and named share their port (SO_REUSEPORT), and so
+/// does dig, which then may be given the server's own and answer itself.
 fn free_addr() -> SocketAddr {
-    for _ in 0..100 {
-        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let addr = udp.local_addr().unwrap();
-        if TcpListener::bind(addr).is_ok() {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 10_000 + (std::process::id() % 10_000) as u16;
+    for _ in 0..1_000 {
+        let port = start + NEXT.fetch_add(1, Ordering::Relaxed);
+        let addr = SocketAddr::from(([127, 0, 0, 1], port));
+        if UdpSocket::bind(addr).is_ok() && TcpListener::bind(addr).is_ok() {
             return addr;
         }
     }
