@@ -350,3 +350,44 @@ fn a_budget_is_read_before_anything_runs_and_judged_at_the_end() {
     let output = Spec::new(FAILS).test(1, &["--overhead-budget", "added_p99<1ms"]);
     assert!(out(&output).contains("unmeasured"));
 }
+
+/// What would spoil the run is said before anything starts.
+#[test]
+fn what_cannot_work_is_said_first() {
+    use std::os::unix::fs::PermissionsExt;
+    let spec = Spec::new(
+        "service(\"s\", \"./tool\", interface(\"main\", \"tcp\", 0))\ndef test_it(): pass\n",
+    );
+    let tool = spec.dir().join("tool");
+    fs::write(&tool, "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    let said = err(&spec.test(3, &[]));
+    assert!(
+        said.contains("/no/such/interpreter, the interpreter that its binary"),
+        "{said}"
+    );
+    let spec = Spec::new("def test_it(): pass\n");
+    fs::write(spec.dir().join("file"), "").unwrap();
+    let said = err(&spec.test(3, &["--keep-logs", "file/logs"]));
+    assert!(said.contains("--keep-logs file/logs: "), "{said}");
+}
+
+#[test]
+fn reports_show_where_large_values_differ() {
+    let spec = Spec::new(
+        "def test_it(): assert_eq(\"x\" * 100000 + \"left\", \"x\" * 100000 + \"right\", \"they differ\")\n",
+    );
+    let output = spec.test(1, &["--format", "json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let reason = &report["tests"][0]["details"];
+    for (side, end) in [("actual", "left\""), ("expected", "right\"")] {
+        let text = reason[side].as_str().unwrap();
+        assert!(text.len() < 10_000 && text.ends_with(end), "{text}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_spec() {
+    let spec = Spec::new("\u{feff}def test_it(): pass\n");
+    spec.test(0, &[]);
+}

@@ -40,6 +40,10 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn faultbox(dir: &Path, args: &[&str]) -> Output {
+    command(dir, Command::new(FAULTBOX), args)
+}
+
+fn command(dir: &Path, mut command: Command, args: &[&str]) -> Output {
     let bin = Path::new(FAULTBOX).parent().unwrap();
     for victim in ["conformance-victim", "conformance-grpc"] {
         let victim = bin.join(victim);
@@ -56,7 +60,7 @@ fn faultbox(dir: &Path, args: &[&str]) -> Output {
         broker().map_or_else(String::new, |dir| format!("{}:", dir.display())),
         std::env::var("PATH").unwrap_or_default()
     );
-    Command::new(FAULTBOX)
+    command
         .args(args)
         .current_dir(dir)
         .env("PATH", path)
@@ -79,7 +83,15 @@ fn specs(dir: &Path, folder: &str) -> Vec<String> {
 
 /// Runs one spec and lists what is not as expected.
 fn differences(dir: &Path, spec: &str) -> String {
-    let output = faultbox(dir, &["test", spec, "--seed", "1", "--format", "json"]);
+    compare(dir, spec, &faultbox(dir, &run_of(spec)))
+}
+
+/// The arguments of a run that reports as JSON.
+fn run_of(spec: &str) -> [&str; 6] {
+    ["test", spec, "--seed", "1", "--format", "json"]
+}
+
+fn compare(dir: &Path, spec: &str, output: &Output) -> String {
     let (stdout, stderr) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
@@ -242,6 +254,40 @@ fn kernel() {
         return;
     }
     folder("kernel");
+    let dir = scratch();
+    let said = |verbose: &[&str]| {
+        let cut = ["test", "kernel/packets.star", "--test", "test_a_healed*"];
+        let output = faultbox(dir.path(), &[&cut, verbose].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let (silent, talkative) = (said(&["-v"]), said(&["-vv"]));
+    assert!(!silent.contains("kernel: "), "{silent}");
+    assert!(
+        talkative.contains("kernel: packet 1 from service 1 to service 2: dropped"),
+        "{talkative}"
+    );
+}
+
+/// Root without the capabilities that eBPF needs: partitions are made socket by socket.
+#[test]
+fn partitions_without_ebpf() {
+    if !nix::unistd::geteuid().is_root() {
+        let why = "only root can drop a capability that it has";
+        assert!(std::env::var_os("CI").is_none(), "{why}");
+        eprintln!("SKIPPED: {why}");
+        return;
+    }
+    let dir = scratch();
+    let spec = "kernel/partition.star";
+    let mut setpriv = Command::new("setpriv");
+    setpriv.args(["--bounding-set=-bpf,-sys_admin", FAULTBOX]);
+    let output = command(dir.path(), setpriv, &run_of(spec));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("no eBPF (no CAP_BPF)"), "{said}");
+    let found = compare(dir.path(), spec, &output);
+    assert!(found.is_empty(), "not as expected:\n{found}");
 }
 
 #[test]

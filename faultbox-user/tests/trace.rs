@@ -310,13 +310,12 @@ fn in_a_flood_what_is_streamed_and_what_is_lost_are_all_calls() {
     for path in [&run, &test, &service] {
         cgroup::create(path).unwrap();
     }
-    let kernel = tracer::load(Some(&run), 1, &[Feature::Calls]).unwrap();
+    let kernel = tracer::load(Some(&run), 1, &[Feature::Calls], None).unwrap();
     let sink = Arc::new(Slow::default());
     let share = kernel.share_here(0).unwrap();
     let none = std::collections::BTreeSet::new();
-    let watch = Arc::new(Watch::adopt(&share, 0, &["flood"], &none, sink.clone()).unwrap());
+    let watch = Watch::adopt(&share, 0, &["flood"], &none, sink.clone()).unwrap();
     watch.service("flood", &service, true).unwrap();
-    watch.follow();
     let status = Command::new(FAULTBOX)
         .arg("__enter")
         .arg(&service)

@@ -11,6 +11,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::debug;
 use faultbox_ebpf_common::{
     Address, BY_PROXY, ConnectRecord, CutKey, Dial, PortKey, REFUSALS as MOST_REFUSALS, Redirect, RedirectKey, Refusal,
     Service, kind, want,
@@ -181,6 +182,7 @@ fn decide(
         if rule != 0 || service.wants & want::CONNECT != 0 {
             record(&service, kind::REFUSED, wanted, sent, errno, rule);
         }
+        debug!(context, "service {} to port {}: refused with errno {}", service.slot, wanted.port, errno);
         // SAFETY: a helper without pointers.
         unsafe { bpf_set_retval(-(errno as i32)) };
         return Err(());
@@ -194,6 +196,7 @@ fn decide(
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         reserved: 0,
     };
+    debug!(context, "service {} to port {}: sent to port {}", service.slot, wanted.port, sent.port);
     // The table forgets the least recently used: a peer's name may be wrong then, never a connection.
     let _ = DIALS.insert(&cookie, &dial, 0);
     Ok(redirect)

@@ -7,6 +7,7 @@
 
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
+use aya_log_ebpf::debug;
 use faultbox_ebpf_common::{BY_PROXY, CutKey, PortKey, Service, draw};
 
 use crate::maps::{ARMED, CUTS, PORTS};
@@ -69,7 +70,7 @@ fn owner(service: &Service, proto: u32, port: u32) -> Option<u32> {
 
 /// Does this packet from one service to another get lost?
 #[inline(always)]
-fn lost(from: u32, to: u32) -> bool {
+fn lost(packet: &SkBuffContext, from: u32, to: u32) -> bool {
     let Some(cut) = CUTS.get_ptr_mut(&CutKey { from, to }) else {
         return false;
     };
@@ -87,6 +88,7 @@ fn lost(from: u32, to: u32) -> bool {
         return false;
     }
     stream::add(dropped, 1);
+    debug!(packet, "packet {} from service {} to service {}: dropped", n, from, to);
     true
 }
 
@@ -104,7 +106,7 @@ pub fn leaves(packet: SkBuffContext) -> i32 {
     };
     dial::own_port(&service, ends.proto, ends.source);
     match owner(&service, ends.proto, ends.destination) {
-        Some(to) if to & !BY_PROXY != service.slot && lost(service.slot, to & !BY_PROXY) => {
+        Some(to) if to & !BY_PROXY != service.slot && lost(&packet, service.slot, to & !BY_PROXY) => {
             DROP_SILENTLY
         }
         _ => PASS,
@@ -131,7 +133,7 @@ pub fn arrives(packet: SkBuffContext) -> i32 {
         return PASS;
     }
     let decided = !by_proxy && owner(&service, ends.proto, ends.destination) == Some(service.slot);
-    if !decided && lost(from, service.slot) {
+    if !decided && lost(&packet, from, service.slot) {
         return DROP;
     }
     PASS

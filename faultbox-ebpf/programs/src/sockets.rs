@@ -11,6 +11,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
+use aya_log_ebpf::debug;
 use faultbox_ebpf_common::{ConnectRecord, Dial, Header, kind, want};
 
 use crate::maps::DIALS;
@@ -41,6 +42,7 @@ fn begin(context: &SockOpsContext) {
         return;
     };
     // The port is known now, and the SYN has not left yet.
+    debug!(context, "service {} owns port {}", dial.service.slot, context.local_port());
     dial::own_port(&dial.service, dial.sent.proto, context.local_port());
     let _ = context.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
 }

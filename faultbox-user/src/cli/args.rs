@@ -138,7 +138,7 @@ pub struct TestArgs {
     /// Where services and proxies listen
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Network::Auto)]
     pub network: Network,
-    /// Show every test's faults, how each is enforced, and how long it took to be in force
+    /// Show every test's faults, how each is enforced, and how long it took to be in force; twice: also what the programs in the kernel decide
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }

@@ -273,7 +273,7 @@ fn bpf() -> Capability {
                 None => why,
             },
         },
-        lost: "partition() and packet_loss(); redirection of connections to proxies, so that services reach them only by the addresses that the spec gives them; counts of system calls; events about opened files, processes and connections",
+        lost: "packet_loss(), and partition() of services that speak UDP; redirection of connections to proxies, so that services reach them only by the addresses that the spec gives them; counts of system calls; events about opened files, processes and connections",
         fix: "Linux 5.15 or later, as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and cgroup v2 (above); not under kernel lockdown in confidentiality mode",
     }
 }
@@ -286,11 +286,12 @@ fn try_bpf() -> Result<(), String> {
     let own = cgroup::own().ok_or("no cgroup v2")?;
     let path = own.join(format!("faultbox-doctor-bpf-{}", std::process::id()));
     cgroup::create(&path).map_err(|e| explain(&e))?;
-    let loaded =
-        Kernel::load(&path, None, 1, &Feature::ALL).and_then(|kernel| match kernel.missing() {
-            [] => Ok(()),
-            [(feature, why), ..] => Err(format!("no {}: {why}", feature.lost())),
-        });
+    let loaded = Kernel::load(&path, None, 1, &Feature::ALL, None).and_then(|kernel| match kernel
+        .missing()
+    {
+        [] => Ok(()),
+        [(feature, why), ..] => Err(format!("no {}: {why}", feature.lost())),
+    });
     let _ = fs::remove_dir(&path);
     loaded
 }

@@ -77,13 +77,23 @@ impl Progress {
     }
 }
 
+impl Progress {
+    /// A line above the bar.
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| output::stderr(line)),
+            None => output::stderr(line),
+        }
+    }
+}
+
 impl RunObserver for Progress {
     fn limited(&self, what: &str) {
-        let line = format!("note: {}\n", text::clean(what));
-        match &self.bar {
-            Some(bar) => bar.suspend(|| output::stderr(&line)),
-            None => output::stderr(&line),
-        }
+        self.say(&format!("note: {}\n", text::clean(what)));
+    }
+
+    fn kernel_said(&self, line: &str) {
+        self.say(&format!("kernel: {}\n", text::clean(line)));
     }
 
     fn started(&self, test: &str) {

@@ -1,7 +1,9 @@
 //! `faultbox test`: select, run, report.
 
 use std::hash::{BuildHasher, Hasher};
+use std::path::Path;
 
+use nix::unistd::AccessFlags;
 use serde_json::json;
 
 use super::args::{Format, Network, TestArgs};
@@ -29,6 +31,9 @@ pub fn run(args: &TestArgs) -> Result<Exit, Problem> {
             format!("{} declares no test", args.spec.display()),
             "a test is a top-level `def test_x():`, scenario(fn), fault_scenario(…) or a cell of a fault_matrix(…)",
         ));
+    }
+    if let Some(dir) = &args.keep_logs {
+        keepable(dir)?;
     }
     let options = RunOptions {
         spec: args.spec.clone(),
@@ -58,6 +63,18 @@ pub fn run(args: &TestArgs) -> Result<Exit, Problem> {
     progress.end();
     let report = report?;
     deliver(args, &report)
+}
+
+/// The folder for logs, made if it is missing: found out now, not after the first test.
+fn keepable(dir: &Path) -> Result<(), Problem> {
+    let refuse = |why: &dyn std::fmt::Display| {
+        Problem::environment(
+            format!("--keep-logs {}: {why}", dir.display()),
+            "name a folder that can be written",
+        )
+    };
+    std::fs::create_dir_all(dir).map_err(|e| refuse(&e))?;
+    nix::unistd::access(dir, AccessFlags::W_OK).map_err(|e| refuse(&e.desc().to_lowercase()))
 }
 
 /// Hands the report to everybody who asked for it. One place that cannot take it does not keep it from the others.

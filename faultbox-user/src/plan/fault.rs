@@ -127,6 +127,8 @@ pub enum SyscallAction {
     },
     /// Calls it matches are not faulted by faults applied earlier.
     Allow,
+    /// The call runs on a socket that nothing reaches any more: a part of a cut, which no spec writes.
+    Mute,
 }
 
 /// The kind of object behind a file descriptor.

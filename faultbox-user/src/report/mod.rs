@@ -96,6 +96,8 @@ pub struct MatrixLayout {
 pub trait RunObserver: Send + Sync {
     /// What this machine keeps the run from doing, before the first test.
     fn limited(&self, what: &str);
+    /// A line of the log of the programs in the kernel.
+    fn kernel_said(&self, line: &str);
     /// A test's worker has been started.
     fn started(&self, test: &str);
     /// A test has ended.

@@ -1,8 +1,10 @@
 //! What can be known before anything starts is said before anything starts, all of it at once.
 
-use std::io;
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::RunError;
 use super::services::user;
@@ -96,6 +98,17 @@ fn problems(service: &ServiceDecl) -> Vec<(String, String)> {
                     format!("make it executable: chmod +x {}", path.display())
                 };
                 found.push((format!("its binary {} {problem}", path.display()), hint));
+            } else if let Some(interpreter) = interpreter(path)
+                && let Some(problem) = not_runnable(&interpreter)
+            {
+                found.push((
+                    format!(
+                        "{}, the interpreter that its binary {} names, {problem}",
+                        interpreter.display(),
+                        path.display()
+                    ),
+                    "install it, or correct the `#!` line".to_owned(),
+                ));
             }
         }
     }
@@ -122,6 +135,19 @@ fn problems(service: &ServiceDecl) -> Vec<(String, String)> {
     found
 }
 
+/// What a script's first line names (execve(2), "Interpreter scripts").
+fn interpreter(program: &Path) -> Option<PathBuf> {
+    // As much of the line as the kernel reads.
+    let mut head = [0; 256];
+    let mut file = std::fs::File::open(program).ok()?;
+    let read = file.read(&mut head).ok()?;
+    let line = head[..read].strip_prefix(b"#!")?;
+    let line = line.split(|b| *b == b'\n').next()?.trim_ascii_start();
+    let name = line.split(|b| matches!(b, b' ' | b'\t')).next()?;
+    let name = Path::new(OsStr::from_bytes(name));
+    name.is_absolute().then(|| name.to_owned())
+}
+
 fn not_runnable(path: &Path) -> Option<String> {
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => Some("is a folder".to_owned()),
@@ -129,5 +155,28 @@ fn not_runnable(path: &Path) -> Option<String> {
         Ok(_) => None,
         Err(e) if e.kind() == io::ErrorKind::NotFound => Some("does not exist".to_owned()),
         Err(e) => Some(format!("cannot be looked at: {e}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_name_their_interpreter() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("script");
+        let named = |text: &[u8]| {
+            std::fs::write(&file, text).unwrap();
+            interpreter(&file)
+        };
+        assert_eq!(named(b"#!/bin/sh\nexit"), Some("/bin/sh".into()));
+        assert_eq!(
+            named(b"#! /usr/bin/env python3\n"),
+            Some("/usr/bin/env".into())
+        );
+        assert_eq!(named(b"#!relative\n"), None);
+        assert_eq!(named(b"\x7fELF"), None);
+        assert_eq!(named(b"#!"), None);
     }
 }

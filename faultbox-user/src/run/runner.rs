@@ -73,9 +73,13 @@ pub fn run(
         true => Feature::ALL.to_vec(),
         false => tracer::needed(spec),
     };
-    let kernel = tracer::load(home.cgroup.as_deref(), jobs, &wanted);
-    notes.extend(tracer::notes(&kernel));
     let (words, inbox) = channel();
+    let listener = (options.verbose > 1).then(|| {
+        let told = words.clone();
+        Box::new(move |line| drop(told.send(Word::Kernel(line)))) as tracer::debug::Listener
+    });
+    let kernel = tracer::load(home.cgroup.as_deref(), jobs, &wanted, listener);
+    notes.extend(tracer::notes(&kernel));
     let told = words.clone();
     signals
         .follow(move |_| told.send(Word::Signal).is_ok())
@@ -248,6 +252,8 @@ enum Word {
     Said(u64, Message),
     /// The worker's standard output has ended.
     Ended(u64),
+    /// What a program in the kernel says.
+    Kernel(String),
     Signal,
 }
 
@@ -305,6 +311,7 @@ impl Runner<'_> {
             {
                 Ok(Word::Said(id, message)) => self.said(id, message),
                 Ok(Word::Ended(id)) => self.ended(id),
+                Ok(Word::Kernel(line)) => self.observer.kernel_said(&line),
                 Ok(Word::Signal) => self.signalled(),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     self.kill_overdue();

@@ -119,7 +119,7 @@ fn prepare(home: &Home, lines: Option<&Arc<Lines>>) -> Result<Prepared, RunError
             "`faultbox doctor` tells what is missing and how to get it",
         )
     };
-    let kernel = tracer::load(home.cgroup.as_deref(), 1, &Feature::ALL).map_err(refused)?;
+    let kernel = tracer::load(home.cgroup.as_deref(), 1, &Feature::ALL, None).map_err(refused)?;
     let missing = |feature| kernel.missing().iter().find(|(f, _)| *f == feature);
     if let Some((_, why)) = missing(Feature::Calls) {
         return Err(refused(why.clone()));
@@ -210,10 +210,8 @@ fn watch(
     let share = kernel.share_here(0)?;
     let streams = activity::STREAMS.into_iter().collect();
     let watch = Watch::adopt(&share, 0, &[COMMAND, GAUGE], &streams, tally.clone())?;
-    let watch = Arc::new(watch);
     watch.service(COMMAND, command, calls)?;
     watch.service(GAUGE, gauge, calls)?;
-    watch.follow();
     Ok(watch)
 }
 

@@ -392,15 +392,7 @@ impl<'a> Conductor<'a> {
             None => self.events.clone(),
         };
         let names: Vec<&str> = topology.services.iter().map(|s| s.name.as_str()).collect();
-        let watch = Arc::new(Watch::adopt(
-            share,
-            self.job.worker,
-            &names,
-            &self.streams,
-            sink,
-        )?);
-        watch.follow();
-        Ok(watch)
+        Watch::adopt(share, self.job.worker, &names, &self.streams, sink)
     }
 
     fn outfit(

@@ -1,6 +1,6 @@
 //! From a file to a [`LoadedSpec`]: evaluates it and what it loads, then checks what only the whole can show.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +32,9 @@ pub fn fleet() -> Vec<&'static dyn Protocol> {
 
 /// The stack on which a spec is evaluated: its limit on nested calls is reached well before its end.
 const LOAD_STACK: usize = 64 << 20;
+
+/// How many thousand loop iterations and calls loading may take: seconds, where real specs take a few thousand in all.
+const LOAD_STEPS: u64 = 20_000;
 
 fn dialect() -> Dialect {
     Dialect {
@@ -88,7 +91,13 @@ fn read(path: &Path) -> Result<String, String> {
         std::io::ErrorKind::NotFound => format!("there is no file `{}`", path.display()),
         _ => format!("`{}` cannot be read: {e}", path.display()),
     })?;
-    String::from_utf8(bytes).map_err(|_| format!("`{}` is not UTF-8 text", path.display()))
+    let text =
+        String::from_utf8(bytes).map_err(|_| format!("`{}` is not UTF-8 text", path.display()))?;
+    // Some editors begin a file with a byte order mark.
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
 }
 
 fn evaluate(
@@ -108,6 +117,7 @@ fn evaluate(
         done: RefCell::default(),
         open: RefCell::default(),
         texts: RefCell::default(),
+        steps: Cell::default(),
     };
     let main = Source {
         name,
@@ -185,6 +195,8 @@ struct Loader<'w> {
     done: RefCell<HashMap<PathBuf, FrozenModule>>,
     open: RefCell<Vec<(PathBuf, String)>>,
     texts: RefCell<Vec<String>>,
+    /// Thousands of steps taken so far, over all files.
+    steps: Cell<u64>,
 }
 
 /// A loader for one file's `load()` statements.
@@ -225,6 +237,11 @@ impl Loader<'_> {
                 let mut eval = Evaluator::new(&module);
                 prepare(&mut eval, &context, &printer)?;
                 eval.set_loader(&from);
+                // Starlark asks every thousand steps.
+                eval.set_check_cancelled(Box::new(|| {
+                    self.steps.update(|n| n + 1);
+                    self.steps.get() > LOAD_STEPS
+                }));
                 eval.eval_module(ast, globals())?;
             }
             module

@@ -12,6 +12,7 @@ use starlark::environment::Globals;
 use super::builtins::unsupported;
 use super::context::why_missing;
 use super::diagnostic::Diagnostic;
+use super::excerpt;
 use super::problem::{Kind, Place, Problem, problem_of};
 use super::tokens::{ArgToken, CallTokens, element, entry};
 use crate::plan::report::{Blame, Location, Outcome, Reason};
@@ -196,6 +197,12 @@ fn translate(error: &starlark::Error) -> Problem {
         ErrorKind::StackOverflow(_) => Problem::call("the call stack overflows")
             .help("is a function calling itself without end?"),
         ErrorKind::Function(_) => function_error(&text, &quoted),
+        // Only loading is cancelled, and only for this; a test that loops meets its time-out.
+        _ if text == "Evaluation cancelled" => Problem::new(
+            Place::Whole,
+            "the spec loops for ever as it loads".to_owned(),
+        )
+        .help("it was stopped after 20 million steps: what waits or repeats belongs into a test"),
         _ if text.starts_with("Found `")
             || text.starts_with("Missing ")
             || text.starts_with("Wrong number of positional arguments") =>
@@ -369,9 +376,12 @@ pub fn verdict(error: &starlark::Error) -> (Outcome, Reason) {
         Kind::Host(blame) => (Outcome::Error, blame),
         Kind::Misuse => (Outcome::Error, Blame::Test),
     };
-    let (expected, actual) = problem.compared.map(|sides| *sides).unzip();
+    let (expected, actual) = problem
+        .compared
+        .map(|sides| excerpt::compared(&sides.0, &sides.1))
+        .unzip();
     let reason = Reason {
-        message: problem.message,
+        message: excerpt::around(&problem.message, 0),
         expected,
         actual,
         location: spot.map(|s| s.location()),

@@ -5,6 +5,7 @@ mod context;
 mod convert;
 pub mod diagnostic;
 pub mod docs;
+mod excerpt;
 mod faults;
 mod generate;
 pub mod host;

@@ -309,6 +309,37 @@ pub fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     }
 }
 
+/// Calls that programs make on sockets only.
+const ON_SOCKETS: &[&str] = &[
+    "connect",
+    "bind",
+    "listen",
+    "accept",
+    "accept4",
+    "sendto",
+    "sendmsg",
+    "sendmmsg",
+    "recvfrom",
+    "recvmsg",
+    "recvmmsg",
+    "shutdown",
+    "getsockname",
+    "getpeername",
+    "getsockopt",
+    "setsockopt",
+];
+/// Calls that programs make on files only.
+const ON_FILES: &[&str] = &[
+    "fsync",
+    "fdatasync",
+    "sync_file_range",
+    "syncfs",
+    "fallocate",
+    "ftruncate",
+    "getdents",
+    "getdents64",
+];
+
 /// What one action does, whatever syscalls it is put on.
 struct Parsed {
     action: SyscallAction,
@@ -550,6 +581,26 @@ pub fn rule(
             .help(format!(
                 "drop `{name}=`, or fault calls of which one {needs}"
             )));
+        }
+    }
+    if let Some(on) = rule.on {
+        let with_fd = || {
+            syscalls
+                .iter()
+                .zip(shapes())
+                .filter_map(|(c, s)| s.fd.map(|_| c))
+        };
+        let (sockets, files) = (
+            with_fd().all(|c| ON_SOCKETS.contains(c)),
+            with_fd().all(|c| ON_FILES.contains(c)),
+        );
+        if sockets && on != FdClass::Socket || files && on != FdClass::File {
+            let only = if sockets { "sockets" } else { "files" };
+            return Err(own(
+                "on",
+                format!("`{key}` works on {only} only, so this never fires"),
+            )
+            .help("drop `on=`"));
         }
     }
     let denies_connect =

@@ -4,6 +4,7 @@ pub mod baton;
 pub mod inherit;
 pub mod launch;
 pub mod memory;
+pub mod mute;
 pub mod names;
 pub mod path;
 pub mod pidfd;

@@ -1,12 +1,12 @@
-//! What the kernel knows of a test, and the faults that it decides by itself: refused connects, partitions, lost packets.
+//! What the kernel knows of a test, and the connects that it refuses by itself.
 
 use std::sync::Arc;
 
-use super::{Managed, Severance, TestHost};
+use super::{Managed, TestHost};
 use crate::plan::report::Blame;
-use crate::plan::{Dest, SyscallAction, SyscallRule, Topology};
+use crate::plan::{SyscallAction, SyscallRule, Topology};
 use crate::run::supervisor::{ArmedSyscall, Mechanism, sever};
-use crate::run::tracer::{CutRule, Feature, Flow, Watch};
+use crate::run::tracer::{Feature, Watch};
 use crate::spec::HostError;
 
 /// Can the kernel decide this rule by itself? It answers every connect to certain addresses with an errno; it knows no counters and
@@ -25,7 +25,7 @@ fn fits_kernel(rule: &SyscallRule) -> bool {
 /// # Errors
 /// A service without a cgroup, or no room in the kernel's tables, as a lower-case fragment.
 pub fn introduce(
-    watch: &Watch,
+    watch: &Arc<Watch>,
     topology: &Topology,
     services: &[Arc<Managed>],
 ) -> Result<(), String> {
@@ -68,54 +68,10 @@ impl TestHost {
         })
     }
 
-    /// Cuts what `cut` says, and resets what exists if it rejects.
-    pub(super) fn sever(&self, fault: &str, cut: &Severance) -> Result<(), HostError> {
-        let decl = &cut.decl;
-        let watch = self.packets(&decl.text)?;
-        if decl.reject {
-            // While packets still pass, so that the resets arrive.
-            for (from, to) in [(&decl.ends.0, &decl.ends.1), (&decl.ends.1, &decl.ends.0)] {
-                let (Ok((_, managed)), Some(peer)) =
-                    (self.managed(from), self.topology.service(to))
-                else {
-                    continue;
-                };
-                let dest = Dest::Addrs(
-                    peer.interfaces
-                        .iter()
-                        .flat_map(|i| [Some(i.addr), i.proxy_addr])
-                        .flatten()
-                        .collect(),
-                );
-                let tree = managed.service.tree();
-                sever::sever(from, &tree, Some(&dest), fault, &self.events);
-            }
-        }
-        watch
-            .cut(CutRule {
-                id: cut.id,
-                flows: decl
-                    .flows
-                    .iter()
-                    .map(|(from, to)| Flow {
-                        from: from.clone(),
-                        to: to.clone(),
-                    })
-                    .collect(),
-                probability: decl.probability,
-                seed: cut.seed,
-                refuse: decl.reject.then_some(libc::ECONNREFUSED),
-            })
-            .map_err(|e| HostError {
-                message: format!("{} cannot be put in force: {e}", decl.text),
-                help: None,
-                blame: Blame::Environment,
-            })
-    }
-
     /// Lets the kernel refuse, if it can decide all of the service's connects; says whether it does.
     fn refuse_in_kernel(&self, managed: &Managed, rules: &[Arc<ArmedSyscall>]) -> bool {
-        let Some(watch) = self.watch().filter(|w| w.has(Feature::Dial) && w.streams()) else {
+        let watch = self.watch.as_ref().ok();
+        let Some(watch) = watch.filter(|w| w.has(Feature::Dial) && w.streams()) else {
             return false;
         };
         let mut supervision = managed.supervision();

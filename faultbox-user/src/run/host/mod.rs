@@ -1,5 +1,6 @@
 //! A running test, as the language sees it.
 
+mod cut;
 mod kernel;
 mod managed;
 mod way;
@@ -17,17 +18,18 @@ use super::fleet::{self, Fleet};
 use super::mocks::Calls;
 use super::procs;
 use super::services::health::{Checker, CommandSetting};
+use super::supervisor::cut::Muted;
 use super::supervisor::{ArmedSyscall, Mechanism};
 use super::tracer::{Feature, Watch};
 use crate::events::EventLog;
 use crate::plan::report::Blame;
 use crate::plan::{
-    CallCount, CutDecl, FaultPart, FaultReport, FaultSet, MeterSnapshot, Reason, SyscallAction,
-    Topology,
+    CallCount, FaultPart, FaultReport, FaultSet, MeterSnapshot, Reason, SyscallAction, Topology,
 };
 use crate::spec::{ArmId, Host, HostError, ProcessFault};
 use crate::verdict::FaultUse;
 
+use cut::Severance;
 pub use kernel::introduce;
 pub use managed::Managed;
 pub use way::Bypass;
@@ -51,6 +53,8 @@ pub struct TestHost {
     next: AtomicU64,
     armed: Mutex<Vec<Armed>>,
     bypass: RwLock<Bypass>,
+    /// The sockets that cuts mute.
+    muted: Arc<Muted>,
 }
 
 /// One application of a fault; kept after it was lifted, for its counts.
@@ -75,23 +79,12 @@ enum Kind {
     Protocol(Arc<ArmedRule>, Arc<faultbox_contract::RuleSet>),
 }
 
-/// A cut in force or lifted.
-struct Severance {
-    id: u64,
-    decl: Arc<CutDecl>,
-    seed: u64,
-    /// How many packets it took, once it is lifted.
-    taken: AtomicU64,
-}
-
 impl ArmedPart {
     fn hits(&self, watch: Option<&Watch>) -> u64 {
         match &self.kind {
             // A rule may have been the kernel's before it became the supervisor's.
             Kind::Syscall(rule, _) => rule.hits() + watch.map_or(0, |w| w.refusals(rule.id)),
-            Kind::Cut(cut) => {
-                cut.taken.load(Ordering::Relaxed) + watch.map_or(0, |w| w.dropped(cut.id))
-            }
+            Kind::Cut(cut) => cut.hits(watch),
             Kind::Protocol(rule, _) => rule.hits(),
         }
     }
@@ -138,6 +131,7 @@ impl TestHost {
             next: AtomicU64::new(1),
             armed: Mutex::default(),
             bypass: RwLock::default(),
+            muted: Arc::default(),
         }
     }
 
@@ -342,17 +336,12 @@ impl TestHost {
                         })
                     }
                     FaultPart::Cut { rule, origin } => {
-                        self.packets(&rule.text)?;
+                        self.cuttable(rule)?;
                         Ok(ArmedPart {
                             origin: origin.clone(),
                             target: format!("{}, {}", rule.ends.0, rule.ends.1),
                             service: usize::MAX,
-                            kind: Kind::Cut(Arc::new(Severance {
-                                id,
-                                decl: rule.clone(),
-                                seed,
-                                taken: AtomicU64::new(0),
-                            })),
+                            kind: Kind::Cut(Arc::new(Severance::new(id, rule.clone(), seed))),
                         })
                     }
                     FaultPart::Protocol {
@@ -406,10 +395,7 @@ impl TestHost {
                 }
                 self.services[part.service].lift(rule.id);
             }
-            Kind::Cut(cut) => {
-                let taken = self.watch().map_or(0, |w| w.heal(cut.id));
-                cut.taken.fetch_add(taken, Ordering::Relaxed);
-            }
+            Kind::Cut(cut) => self.heal(cut),
             Kind::Protocol(rule, rules) => rules.lift(rule.id),
         }
     }

@@ -162,7 +162,8 @@ impl<'a> Call<'a> {
         peers
     }
 
-    fn copy_of_fd(&self) -> Option<OwnedFd> {
+    /// A copy of the descriptor that it works on.
+    pub(super) fn copy_of_fd(&self) -> Option<OwnedFd> {
         let fd = self.fd()?;
         let process = pidfd::open_thread(self.notification.tid).ok()?;
         pidfd::get_fd(process.as_fd(), fd).ok()

@@ -70,6 +70,8 @@ pub(super) struct Decision {
     pub(super) deny: Option<(Arc<ArmedSyscall>, i32)>,
     /// The exception that applied.
     pub(super) allow: Option<Arc<ArmedSyscall>>,
+    /// Cuts that the call's socket falls under.
+    pub(super) mutes: Vec<Arc<ArmedSyscall>>,
 }
 
 impl Decision {
@@ -77,11 +79,15 @@ impl Decision {
         self.delays.clear();
         self.deny = None;
         self.allow = None;
+        self.mutes.clear();
     }
 
     /// Did nothing fire?
     pub(super) fn is_empty(&self) -> bool {
-        self.delays.is_empty() && self.deny.is_none() && self.allow.is_none()
+        self.delays.is_empty()
+            && self.deny.is_none()
+            && self.allow.is_none()
+            && self.mutes.is_empty()
     }
 }
 
@@ -112,6 +118,7 @@ pub(super) fn decide(rules: &[Arc<ArmedSyscall>], facts: &mut dyn Facts, decisio
                 decision.delays.push((rule.clone(), lasts));
             }
             SyscallAction::Allow => decision.allow = Some(rule.clone()),
+            SyscallAction::Mute => decision.mutes.push(rule.clone()),
         }
     }
 }

@@ -4,9 +4,11 @@
 
 mod arming;
 mod call;
+pub mod cut;
 mod decide;
 mod notify;
 pub mod sever;
+pub mod sockets;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,6 +39,8 @@ pub struct ArmedSyscall {
     pub rule: Arc<SyscallRule>,
     /// When it fires.
     pub trigger: Trigger,
+    /// For [`SyscallAction::Mute`](crate::plan::SyscallAction::Mute): the cut that keeps the sockets.
+    cut: Option<Arc<cut::Cut>>,
     seed: u64,
     shadowed: AtomicU64,
 }
@@ -50,9 +54,17 @@ impl ArmedSyscall {
             fault,
             rule,
             trigger,
+            cut: None,
             seed,
             shadowed: AtomicU64::new(0),
         }
+    }
+
+    /// The same with the cut that sockets belong to which it mutes.
+    #[must_use]
+    pub fn of_cut(mut self, cut: &Arc<cut::Cut>) -> ArmedSyscall {
+        self.cut = Some(cut.clone());
+        self
     }
 
     /// How many calls it has decided or delayed.

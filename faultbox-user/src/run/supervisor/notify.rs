@@ -306,6 +306,12 @@ impl Loop {
             self.shared.meter.record(began.elapsed());
             return true;
         }
+        for rule in &self.decision.mutes {
+            if let (Some(cut), Some(socket)) = (&rule.cut, call.copy_of_fd()) {
+                // Refused for what is no socket, and connect(2) will say so.
+                let _ = cut.mute(socket);
+            }
+        }
         if self.decision.delays.is_empty() {
             let answer = self.decision.deny.as_ref();
             let answer = answer.map_or(Answer::Continue, |(_, errno)| Answer::Fail(*errno));
@@ -546,6 +552,7 @@ fn record(
         }
         SyscallAction::Delay { .. } => "delay",
         SyscallAction::Allow => "allow",
+        SyscallAction::Mute => "mute",
     };
     fields.insert("action".to_owned(), action.into());
     if let Some(lasts) = lasts {

@@ -6,7 +6,7 @@ use faultbox_ebpf_common::Address;
 
 /// The addresses that lead to this one. To connect to "any address" is to connect to this machine (Linux; RFC 1122 section 3.2.1.3
 /// forbids it on the wire only).
-pub(super) fn ways_to(ip: IpAddr) -> Vec<IpAddr> {
+pub fn ways_to(ip: IpAddr) -> Vec<IpAddr> {
     match ip.to_canonical() {
         IpAddr::V4(Ipv4Addr::LOCALHOST | Ipv4Addr::UNSPECIFIED) => vec![
             IpAddr::V4(Ipv4Addr::LOCALHOST),

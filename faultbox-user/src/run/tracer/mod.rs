@@ -3,13 +3,15 @@
 //! The runner loads the programs and attaches them ([`Kernel`]); closing its descriptors, by whatever end, detaches them. Each worker
 //! inherits the maps ([`Share`]) and writes its services into them ([`Watch`]). Where any of this is refused, the run goes on
 //! with what is left: proxies are reached by the addresses that services are given, nothing is counted that seccomp does not see, and
-//! what only the kernel can do (a partition) is an error.
+//! what only the kernel can do (packet loss) is an error.
 
 pub mod activity;
-mod addresses;
+pub mod addresses;
 mod btf;
+pub mod debug;
 mod object;
 mod records;
+mod stream;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -59,7 +61,7 @@ impl Feature {
                 "redirection: services reach proxies only by the addresses that the spec gives them"
             }
             Feature::Sockets => "events about connections",
-            Feature::Packets => "partitions and packet loss",
+            Feature::Packets => "packet loss, and partitions of UDP",
         }
     }
 }
@@ -90,25 +92,30 @@ pub fn needed(spec: &LoadedSpec) -> Vec<Feature> {
         .collect()
 }
 
-/// The kernel's side of the run: these features of it, as far as they can be had.
+/// The kernel's side of the run: these features of it, as far as they can be had. `listener` hears what the programs do.
 ///
 /// # Errors
 /// Why none of it can be had, as a lower-case fragment.
-pub fn load(cgroup: Option<&Path>, jobs: usize, wanted: &[Feature]) -> Result<Kernel, String> {
+pub fn load(
+    cgroup: Option<&Path>,
+    jobs: usize,
+    wanted: &[Feature],
+    listener: Option<debug::Listener>,
+) -> Result<Kernel, String> {
     if !crate::sys::probe::bpf_capability() {
         return Err("no CAP_BPF".to_owned());
     }
     let cgroup = cgroup.ok_or("no writable cgroup v2")?;
     // A service's cgroup is two below the run's: the test's, then its own.
     let level = cgroup::level(cgroup).map(|run| run + 2);
-    Kernel::load(cgroup, level, jobs, wanted)
+    Kernel::load(cgroup, level, jobs, wanted, listener)
 }
 
 /// What the run has to do without, a line each.
 pub fn notes(kernel: &Result<Kernel, String>) -> Vec<String> {
     match kernel {
         Err(why) => vec![format!(
-            "no eBPF ({why}), so there is no redirection, no partition and no count of system calls; `faultbox doctor` tells how to get it"
+            "no eBPF ({why}), so there is no redirection, no packet loss and no count of system calls, and partitions cut TCP only; `faultbox doctor` tells how to get it"
         )],
         Ok(kernel) => kernel
             .missing()

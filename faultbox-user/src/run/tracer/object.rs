@@ -14,6 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use faultbox_ebpf_common::{CallClass, RINGS, want};
 
 use super::btf::Btf;
+use super::debug::{self, DebugLog, Listener};
 use super::{Feature, Share};
 use crate::sys::{inherit, names};
 
@@ -89,6 +90,7 @@ const CALLS_PER_TEST: u32 = 512;
 pub struct Kernel {
     /// Keeps programs, links and maps alive.
     _ebpf: Ebpf,
+    _log: Option<DebugLog>,
     maps: BTreeMap<String, OwnedFd>,
     features: Vec<Feature>,
     missing: Vec<(Feature, String)>,
@@ -96,7 +98,8 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads everything and attaches what is wanted and goes; `cgroup` is the run's, `level` how deep below the hierarchy's root its services'
-    /// cgroups will be (`None` if that cannot be known), `jobs` how many tests run at a time.
+    /// cgroups will be (`None` if that cannot be known), `jobs` how many tests run at a time. With a `listener`, the programs tell it what
+    /// they do.
     ///
     /// # Errors
     /// Why nothing of it can be had, as a lower-case fragment.
@@ -105,6 +108,7 @@ impl Kernel {
         level: Option<u32>,
         jobs: usize,
         wanted: &[Feature],
+        listener: Option<Listener>,
     ) -> Result<Kernel, String> {
         // Megabytes to read, for what only these programs look at.
         let types = match wanted.contains(&Feature::Processes) {
@@ -122,10 +126,15 @@ impl Kernel {
         let filename = offset("linux_binprm", "filename");
         let level = level.unwrap_or(0);
         let jobs = u32::try_from(jobs).unwrap_or(u32::MAX).clamp(1, RINGS);
+        let talk = match &listener {
+            Some(_) => debug::TALKATIVE,
+            None => debug::SILENT,
+        };
         let mut ebpf = EbpfLoader::new()
             // No program needs the kernel's types, and reading them all takes longer than loading.
             .btf(None)
             .override_global("LEVEL", &level, true)
+            .override_global(debug::LEVEL, &talk, true)
             .override_global("ARGUMENTS", &ARGUMENTS, true)
             .override_global("TASK_PID", &pid, true)
             .override_global("TASK_TGID", &tgid, true)
@@ -134,6 +143,9 @@ impl Kernel {
             .map_max_entries("STATS", CALLS_PER_TEST * jobs)
             .load(OBJECT)
             .map_err(|e| explain(&e))?;
+        let log = listener
+            .map(|listener| DebugLog::follow(&mut ebpf, listener))
+            .transpose()?;
         classify(&mut ebpf)?;
         let group =
             File::open(cgroup).map_err(|e| format!("cannot open {}: {e}", cgroup.display()))?;
@@ -162,6 +174,7 @@ impl Kernel {
         let maps = share(&ebpf)?;
         Ok(Kernel {
             _ebpf: ebpf,
+            _log: log,
             maps,
             features,
             missing,

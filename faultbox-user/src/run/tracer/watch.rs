@@ -7,10 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{
-    Array, ArrayOfMaps, HashMap as KernelHash, Map, MapData, MapError, PerCpuHashMap, RingBuf,
-};
-use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
+use aya::maps::{Array, HashMap as KernelHash, Map, MapData, MapError, PerCpuHashMap};
 use faultbox_contract::Transport;
 use faultbox_ebpf_common::{
     BUCKETS, BY_PROXY, CallKey, CallStats, Cut, CutKey, PortKey, REFUSALS, Redirect, RedirectKey,
@@ -21,6 +18,7 @@ use serde_json::Value;
 
 use super::addresses::{address, ways_to, words};
 use super::records;
+use super::stream::{RING_BYTES, SMALL_RING_BYTES, Stream};
 use super::{Feature, Share};
 use crate::events::Sink;
 use crate::plan::{CallCount, Dest, InterfaceDecl, SyscallAction};
@@ -31,12 +29,6 @@ use crate::sys::{inherit, names};
 /// How many services one test may have: slots are numbered so that no two tests of a run share one.
 const SERVICES_PER_TEST: u32 = 1024;
 
-/// The ring's size: 8 MiB hold 60 000 records of 128 bytes, or 25 000 that name a file: what a machine whose cores are all busy does
-/// in the tenth of a second until the reader has its turn.
-const RING_BYTES: u32 = 8 << 20;
-/// The size of one that only hears of refused connects: 500 records.
-const SMALL_RING_BYTES: u32 = 64 << 10;
-
 /// A draw has 53 bits; a threshold above all draws takes every packet.
 const EVERY: u64 = 1 << 53;
 
@@ -46,11 +38,10 @@ type Hash<K, V> = KernelHash<MapData, K, V>;
 pub struct Watch {
     worker: u32,
     features: Vec<Feature>,
-    ring_index: u32,
+    stream: Stream,
     /// What of every service is streamed: a set of `faultbox_ebpf_common::want::*`.
     wants: u32,
     tables: Mutex<Tables>,
-    ring: Mutex<Option<RingBuf<MapData>>>,
     names: HashMap<u32, String>,
     sink: Arc<dyn Sink>,
 }
@@ -115,7 +106,8 @@ struct RefusingRule {
 
 impl Watch {
     /// Takes over what the runner shares. `services` are all services of the test, remote ones included, in the order that gives
-    /// them their numbers. `streams` are the types of events (of `crate::events::FROM_KERNEL`) that somebody may ask for; `sink` gets them.
+    /// them their numbers. `streams` are the types of events (of `crate::events::FROM_KERNEL`) that somebody may ask for; `sink` gets them,
+    /// from a thread of its own, for as long as the process lives.
     ///
     /// # Errors
     /// Descriptors that were not inherited, or maps that are not what they should be: why, as a lower-case fragment.
@@ -125,7 +117,7 @@ impl Watch {
         services: &[&str],
         streams: &BTreeSet<&'static str>,
         sink: Arc<dyn Sink>,
-    ) -> Result<Watch, String> {
+    ) -> Result<Arc<Watch>, String> {
         let worker = u32::try_from(worker)
             .ok()
             .filter(|w| *w < BY_PROXY / SERVICES_PER_TEST - 1)
@@ -160,46 +152,37 @@ impl Watch {
             refusing: vec![],
             told: HashMap::new(),
         };
-        let room = match streams.is_empty() {
-            true => SMALL_RING_BYTES,
-            false => RING_BYTES,
+        let place = match share.ring {
+            Some(index) => Some((index, take("STREAMS")?)),
+            None => None,
         };
-        let mut ring = None;
-        if let Some(index) = share.ring {
-            let streams = take("STREAMS")?;
-            let mine = new_ring(room)?;
-            let mut streams: ArrayOfMaps<MapData, RingBuf<MapData>> =
-                ArrayOfMaps::try_from(Map::ArrayOfMaps(streams))
-                    .map_err(|e| wrong("STREAMS", &e))?;
-            streams
-                .set(index, &mine, 0)
-                .map_err(|e| wrong("STREAMS", &e))?;
-            ring = Some(mine);
-        }
-        let watch = Watch {
+        let stream = Stream::new(place)?;
+        let watch = Arc::new(Watch {
             worker,
             features: share.features.clone(),
-            ring_index: share.ring.unwrap_or(0),
-            wants: match ring {
-                Some(_) => wants(streams),
-                None => 0,
+            wants: match stream.is_possible() {
+                true => wants(streams),
+                false => 0,
             },
+            stream,
             tables: Mutex::new(tables),
-            ring: Mutex::new(ring),
             names: services
                 .iter()
                 .zip(1..)
                 .map(|(name, n)| (worker * SERVICES_PER_TEST + n, (*name).to_owned()))
                 .collect(),
             sink,
-        };
+        });
         watch.forget_losses();
+        if watch.stream.is_possible() && !streams.is_empty() {
+            watch.open(RING_BYTES)?;
+        }
         Ok(watch)
     }
 
     /// Can anything be streamed?
     pub fn streams(&self) -> bool {
-        self.ring().is_some()
+        self.stream.is_possible()
     }
 
     /// Is this group of programs at work?
@@ -212,16 +195,19 @@ impl Watch {
     ///
     /// # Errors
     /// The cgroup is gone, or the kernel has no room.
-    pub fn service(&self, name: &str, cgroup: &Path, calls: bool) -> Result<(), String> {
+    pub fn service(self: &Arc<Self>, name: &str, cgroup: &Path, calls: bool) -> Result<(), String> {
         // A version 2 cgroup's id is its inode's number (bpf_get_current_cgroup_id in bpf-helpers(7)).
         let id = std::fs::metadata(cgroup)
             .map_err(|e| format!("{}: {e}", cgroup.display()))?
             .ino();
+        if calls && self.streams() {
+            self.open(RING_BYTES)?;
+        }
         let service = Service {
             slot: self.slot(name)?,
             worker: self.worker,
-            ring: self.ring_index,
-            wants: match calls && self.ring().is_some() {
+            ring: self.stream.index(),
+            wants: match calls && self.streams() {
                 true => self.wants | want::SYSCALL,
                 false => self.wants,
             },
@@ -330,18 +316,20 @@ impl Watch {
         self.tables().dropped(self, id)
     }
 
-    /// Refuses a service's connects to the rule's `dest` with its errno from now on, and reports each as the rule's hit.
+    /// Refuses a service's connects to the rule's `dest` with its errno from now on, and reports each as the rule's hit, for which it
+    /// makes the ring if there is none yet.
     ///
     /// # Errors
     /// More destinations than the kernel's table holds, a service that is not known, or a rule that is no such refusal; nothing is in
     /// force then.
-    pub fn refuse(&self, service: &str, rule: &ArmedSyscall) -> Result<(), String> {
+    pub fn refuse(self: &Arc<Self>, service: &str, rule: &ArmedSyscall) -> Result<(), String> {
         let (Some(dest), SyscallAction::Deny { errno, name }) =
             (&rule.rule.dest, &rule.rule.action)
         else {
             return Err("only a refusal of certain destinations can be the kernel's".to_owned());
         };
         let (id, slot) = (self.key(rule.id), self.slot(service)?);
+        self.open(SMALL_RING_BYTES)?;
         let mut tables = self.tables();
         let told = Told {
             fault: rule.fault.clone(),
@@ -406,12 +394,10 @@ impl Watch {
 
     /// Turns what has streamed in into events.
     pub fn drain(&self) {
-        let mut ring = self.ring();
-        let Some(ring) = ring.as_mut() else { return };
-        while let Some(item) = ring.next() {
-            let Some(mut record) = records::read(&item, |slot| self.names.get(&slot).cloned())
+        self.stream.drain(|item| {
+            let Some(mut record) = records::read(item, |slot| self.names.get(&slot).cloned())
             else {
-                continue;
+                return;
             };
             if let Some(told) = record
                 .rule
@@ -424,19 +410,14 @@ impl Watch {
                 record.service.as_deref(),
                 Value::Object(record.fields),
             );
-        }
+        });
         self.sink.lost_before(self.lost().0);
     }
 
-    /// Drains on a thread of its own from now on, for as long as the process lives.
-    pub fn follow(self: &Arc<Self>) {
-        // A duplicate, so that nobody waits for the lock while the thread waits for the kernel.
-        let Some(Ok(fd)) = self
-            .ring()
-            .as_ref()
-            .map(|ring| ring.as_fd().try_clone_to_owned())
-        else {
-            return;
+    /// Makes the ring if there is none, and has it drained on a thread from then on.
+    fn open(self: &Arc<Self>, bytes: u32) -> Result<(), String> {
+        let Some(fd) = self.stream.open(bytes)? else {
+            return Ok(());
         };
         let watch = Arc::downgrade(self);
         // Without the thread, records are still read whenever somebody asks for events.
@@ -452,13 +433,14 @@ impl Watch {
                     }
                 }
             });
+        Ok(())
     }
 
     /// How many records and counts were lost, by cause: (ring full, tables full).
     pub fn lost(&self) -> (u64, u64) {
         let tables = self.tables();
         let count = |cause: u32| {
-            let at = self.ring_index * lost::CAUSES + cause;
+            let at = self.stream.index() * lost::CAUSES + cause;
             tables.lost.get(&at, 0).unwrap_or(0)
         };
         (
@@ -471,7 +453,7 @@ impl Watch {
     fn forget_losses(&self) {
         let mut tables = self.tables();
         for cause in 0..lost::CAUSES {
-            let at = self.ring_index * lost::CAUSES + cause;
+            let at = self.stream.index() * lost::CAUSES + cause;
             let _ = tables.lost.set(at, 0, 0);
         }
     }
@@ -524,10 +506,6 @@ impl Watch {
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn ring(&self) -> MutexGuard<'_, Option<RingBuf<MapData>>> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -627,13 +605,6 @@ fn protos(protocol: &str) -> impl Iterator<Item = u32> {
     .filter_map(|(carries, proto)| carries.then_some(proto.unsigned_abs()))
 }
 
-/// A ring of its own, which no object declares.
-fn new_ring(bytes: u32) -> Result<RingBuf<MapData>, String> {
-    let shape = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
-    let data = MapData::create(shape, "faultbox_ring", None).map_err(|e| wrong("ring", &e))?;
-    RingBuf::try_from(Map::RingBuf(data)).map_err(|e| wrong("ring", &e))
-}
-
 /// Adds up what the CPUs have counted.
 fn sum<'a>(nr: u32, per_cpu: impl Iterator<Item = &'a CallStats>) -> CallCount {
     let mut sum = CallStats::EMPTY;
@@ -713,7 +684,7 @@ fn withdraw<K: aya::Pod, V: aya::Pod>(map: &mut Hash<K, V>, mine: impl Fn(&K, &V
     }
 }
 
-fn wrong(what: &str, error: &dyn std::error::Error) -> String {
+pub(super) fn wrong(what: &str, error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(cause) => format!("{what}: {error}: {cause}"),
         None => format!("{what}: {error}"),

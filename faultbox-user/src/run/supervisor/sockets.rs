@@ -1,0 +1,82 @@
+//! The TCP sockets of a process tree, as copies (pidfd_getfd(2)).
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::sys::{pidfd, procfs, socket};
+
+/// One end of a connection.
+pub struct End {
+    /// Whose it is.
+    pub pid: i32,
+    /// Its number there.
+    pub fd: i32,
+    /// Our copy.
+    pub copy: OwnedFd,
+    /// Its own address.
+    pub local: SocketAddr,
+    /// The other end's.
+    pub peer: SocketAddr,
+}
+
+/// What a tree of processes has open.
+#[derive(Default)]
+pub struct Sockets {
+    /// Ends of connections, one per descriptor: inherited ones more than once.
+    pub ends: Vec<End>,
+    /// Where it listens.
+    pub listening: HashSet<SocketAddr>,
+}
+
+impl Sockets {
+    /// Has one of its listening sockets accepted this end? It has that socket's port then.
+    pub fn accepted(&self, end: &End) -> bool {
+        self.listens_at(end.local.port())
+    }
+
+    /// Does it listen at this port?
+    pub fn listens_at(&self, port: u16) -> bool {
+        self.listening.iter().any(|at| at.port() == port)
+    }
+}
+
+/// The TCP sockets of these processes. What goes while it is looked at is left out.
+pub fn of(tree: &[i32]) -> Sockets {
+    let mut found = Sockets::default();
+    for &pid in tree {
+        let Ok(process) = pidfd::open(pid) else {
+            continue;
+        };
+        for fd in procfs::fds(pid) {
+            let link = procfs::FdLink::new(pid, fd);
+            if !link
+                .read()
+                .is_ok_and(|l| l.to_string_lossy().starts_with("socket:"))
+            {
+                continue;
+            }
+            let Ok(copy) = pidfd::get_fd(process.as_fd(), fd) else {
+                continue;
+            };
+            if !socket::is_stream(copy.as_fd()) {
+                continue;
+            }
+            let Some(local) = socket::local(copy.as_fd()) else {
+                continue; // not an IP socket
+            };
+            if socket::is_listening(copy.as_fd()) {
+                found.listening.insert(local);
+            } else if let Some(peer) = socket::peer(copy.as_fd()) {
+                found.ends.push(End {
+                    pid,
+                    fd,
+                    copy,
+                    local,
+                    peer,
+                });
+            }
+        }
+    }
+    found
+}
