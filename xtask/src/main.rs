@@ -1,4 +1,4 @@
-//! The repository's verbs, the same on a laptop and in CI: `cargo xtask demo | test | tidy | fuzz | bench | ebpf`.
+//! The repository's verbs, the same on a laptop and in CI: `cargo xtask demo | test | tidy | fuzz | bench | vm | ebpf`.
 
 mod bench;
 mod clients;
@@ -11,6 +11,7 @@ mod setup;
 mod specs;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,7 @@ const USAGE: &str = "usage: cargo xtask <verb>
   fuzz   <protocol> [seconds]: coverage-guided fuzzing of its proxy, with cargo-fuzz
   bench  measure: what Faultbox costs where nothing is armed, where something is, and what others cost
 
+  vm     [kernel]: run the specs of the kernel's side on Debian's kernel, or another, in a virtual machine
   ebpf   build the programs for the kernel anew, installing their compiler if it is missing; with --check, compare instead";
 
 /// Why a verb could not do its work.
@@ -58,6 +60,8 @@ fn main() -> ExitCode {
         ["fuzz", protocol] => fuzz::run(protocol, None),
         ["fuzz", protocol, seconds] => fuzz::run(protocol, Some(seconds)),
         ["bench"] => bench::run(),
+        ["vm"] => vm::run(None),
+        ["vm", kernel] => vm::run(Some(kernel)),
         ["ebpf"] => ebpf::run(false),
         ["ebpf", "--check"] => ebpf::run(true),
         ["help" | "--help" | "-h"] => {

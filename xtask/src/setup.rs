@@ -234,6 +234,27 @@ const EBPF: &[Need] = &[
     ),
 ];
 
+/// What booting another kernel takes.
+const VM: &[Need] = &[
+    need(
+        Program("qemu-system-x86_64"),
+        "qemu-system-x86",
+        "the machine",
+    ),
+    need(
+        Program("busybox"),
+        "busybox-static",
+        "the tools inside the machine",
+    ),
+    need(Program("cpio"), "cpio", "it packs what the kernel unpacks"),
+    need(Program("python3"), "python3", "a service to fault"),
+];
+
+/// Makes sure that another kernel can be booted.
+pub fn for_vm() -> Result<()> {
+    install(BUILD.iter().chain(VM))
+}
+
 /// Makes sure that the kernel's programs can be built.
 pub fn for_ebpf() -> Result<()> {
     install(BUILD.iter().chain(EBPF))
@@ -364,7 +385,7 @@ mod tests {
 
     #[test]
     fn every_need_has_a_package_and_a_reason() {
-        for need in BUILD.iter().chain(TESTS).chain(EBPF) {
+        for need in BUILD.iter().chain(TESTS).chain(EBPF).chain(VM) {
             assert!(!need.package.is_empty() && !need.why.is_empty());
         }
     }
