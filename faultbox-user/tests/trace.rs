@@ -310,7 +310,7 @@ fn in_a_flood_what_is_streamed_and_what_is_lost_are_all_calls() {
     for path in [&run, &test, &service] {
         cgroup::create(path).unwrap();
     }
-    let kernel = tracer::load(Some(&run), 1, &[Feature::Calls], None).unwrap();
+    let kernel = tracer::load(Some(&run), 1, &[Feature::Calls], None, None).unwrap();
     let sink = Arc::new(Slow::default());
     let share = kernel.share_here(0).unwrap();
     let none = std::collections::BTreeSet::new();

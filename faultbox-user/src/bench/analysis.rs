@@ -51,6 +51,8 @@ pub struct Finding {
     pub sides: [Side; 2],
     /// The blocks.
     pub blocks: Vec<Block>,
+    /// Which system calls were trapped, and why those.
+    pub trapped: Option<String>,
     /// Why there are none, or not all.
     pub error: Option<String>,
 }
@@ -60,7 +62,7 @@ pub struct Finding {
 pub struct Row {
     /// Which one.
     pub quantile: Quantile,
-    /// Without what is measured: around the proxy, or with nothing armed. NaN without a call.
+    /// Without what is measured: around the proxy, or of the native service. NaN without a call.
     pub base: f64,
     /// With it; NaN without a call.
     pub other: f64,
@@ -109,13 +111,23 @@ pub struct Side {
     pub overloaded: u64,
 }
 
+impl Bench {
+    /// Findings that share their base: the states of a service. All others are alone.
+    pub fn groups(&self) -> impl Iterator<Item = &[Finding]> {
+        self.subjects
+            .chunk_by(|a, b| a.subject.is_beside(&b.subject))
+    }
+}
+
 impl Finding {
     /// Concludes from what was taken.
     pub fn of(subject: Subject, taken: Taken, seed: u64) -> Finding {
         let Taken {
             blocks,
             inside,
+            trapped,
             error,
+            unavailable: _,
         } = taken;
         let neighbours = neighbours(&blocks);
         let latencies: Vec<Pair> = neighbours
@@ -161,6 +173,7 @@ impl Finding {
             sides: [true, false].map(|base| Side::of(&blocks, base)),
             subject,
             blocks,
+            trapped,
             error,
         }
     }
@@ -305,7 +318,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::bench::cost::Reading;
-    use crate::bench::plan::Drive;
+    use crate::bench::plan::{Calls, Drive, InState, State};
 
     /// One subject's blocks as a quiet machine would give them: 100 us and up, and `added_us` on top through the proxy.
     pub fn taken(rounds: u32, added_us: u64) -> Taken {
@@ -359,8 +372,40 @@ pub(super) mod tests {
                 interface: "http".to_owned(),
             },
             shape: Shape::Closed { callers: 1 },
-            armed: None,
+            state: None,
         }
+    }
+
+    /// What is driven in tests of states.
+    pub fn in_state(state: State) -> Subject {
+        Subject {
+            what: format!("GET /, api {}", state.name()),
+            state: Some(InState {
+                service: "api".to_owned(),
+                request: "GET /".to_owned(),
+                state,
+                calls: Calls::Seen,
+            }),
+            ..subject()
+        }
+    }
+
+    #[test]
+    fn states_of_a_service_stand_together() {
+        let mut bench = super::super::document::tests::bench(0);
+        for (state, added) in State::ALL.into_iter().zip([1, 20, 30]) {
+            let finding = Finding::of(in_state(state), taken(12, added), 1);
+            bench.subjects.push(finding);
+        }
+        let groups: Vec<usize> = bench.groups().map(<[Finding]>::len).collect();
+        assert_eq!(groups, [1, 3]);
+        assert_eq!(bench.subjects[2].subject.sides(), ["native", "unmatched"]);
+        assert_eq!(bench.subjects[3].subject.label(), "api.http armed");
+        let added = bench.subjects[3].rows[0].added.unwrap();
+        assert!(
+            added.excludes(0.0) && (added.value - 30_000.0).abs() < 5_000.0,
+            "{added:?}"
+        );
     }
 
     #[test]

@@ -118,6 +118,7 @@ fn subject(finding: &Finding) -> Value {
             })
             .collect::<Vec<_>>(),
         "sides": names,
+        "trapped": finding.trapped,
         "base": side(base),
         "other": side(other),
         "blocks": finding.blocks.iter().map(|b| block(b, names)).collect::<Vec<_>>(),
@@ -237,7 +238,7 @@ impl Baseline {
                     .find(|(n, w, q, _)| n == name && w == what && *q == row.quantile);
                 if let (Some(now), Some((.., before))) = (row.added, before) {
                     all.push(Change {
-                        subject: name.clone(),
+                        subject: finding.subject.label(),
                         quantile: row.quantile,
                         before: *before,
                         now,

@@ -1,4 +1,4 @@
-//! In the worker: blocks with and without the proxy, in turns.
+//! In the worker: blocks with and without the proxy, in turns. The states of services have their own rounds, in [`states`](super::states).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,26 +6,21 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use faultbox_contract::rule::RuleSpec;
-use faultbox_contract::{Arg, Dialect, Glob, TriggerSpec, duration};
+use faultbox_contract::{Arg, duration};
 use serde::{Deserialize, Serialize};
 
 use super::cost::{self, Reading};
 use super::machine::{Machine, Ticks};
-use super::plan::{Armed, Drive, Plan, Subject, Trial};
+use super::plan::{BLOCKS_PER_ROUND, Drive, Plan, Subject, Trial};
 use super::stats::Pairs;
-use crate::plan::{
-    Existing, FaultPart, FaultSet, MeterSnapshot, Outcome, SpecPos, SyscallAction, SyscallRule,
-    Topology,
-};
+use crate::plan::{FaultPart, FaultSet, MeterSnapshot, Outcome, SpecPos, Topology};
 use crate::run::fleet;
 use crate::run::host::{Bypass, TestHost};
-use crate::spec::{ArmId, BodyVerdict, Host, LoadedSpec, ProcessFault, Transcript, system_calls};
+use crate::spec::{ArmId, BodyVerdict, Host, LoadedSpec, Transcript};
 use crate::workload::{self, Done, Load, Summary};
 
 /// The longest that a single probe may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// Calls before each block of a fresh process.
-const WARM_UP: Duration = Duration::from_millis(200);
 /// Characters of a failure that tell its kind.
 const KIND: usize = 120;
 
@@ -45,8 +40,12 @@ pub struct Taken {
     pub blocks: Vec<Block>,
     /// What the proxies measured of themselves meanwhile, the warm-up not counted.
     pub inside: Vec<MeterSnapshot>,
+    /// Which system calls were trapped, and why those.
+    pub trapped: Option<String>,
     /// Why there are no (further) blocks.
     pub error: Option<String>,
+    /// Why this machine cannot have it at all, and what would help.
+    pub unavailable: Option<String>,
 }
 
 /// One stretch of load on one side.
@@ -98,7 +97,14 @@ pub fn drive(
         host,
         transcript,
     };
-    let subjects = plan.subjects.iter().map(|s| bench.subject(s)).collect();
+    bench.trace_as_needed();
+    let subjects = plan
+        .groups()
+        .flat_map(|group| match &group[0].state {
+            None => vec![bench.subject(&group[0])],
+            Some(state) => bench.states(group, state),
+        })
+        .collect();
     host.set_bypass(Bypass::None);
     let measured = Measured {
         machine: machine.since(ticks),
@@ -112,34 +118,31 @@ pub fn drive(
     }
 }
 
-struct Bench<'a> {
-    plan: &'a Plan,
-    spec: &'a LoadedSpec,
-    host: &'a Arc<TestHost>,
-    transcript: &'a Transcript,
+/// What is needed for driving.
+pub(super) struct Bench<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) spec: &'a LoadedSpec,
+    pub(super) host: &'a Arc<TestHost>,
+    pub(super) transcript: &'a Transcript,
 }
 
 impl Bench<'_> {
     fn subject(&self, subject: &Subject) -> Taken {
         let mut taken = Taken::default();
         let armed = match self.plan.trial {
-            Some(Trial::Delay(span)) if subject.armed.is_none() => {
-                match self.delay(subject, span) {
-                    Ok(id) => Some(id),
-                    Err(e) => {
-                        taken.error = Some(e);
-                        return taken;
-                    }
+            Some(Trial::Delay(span)) => match self.delay(subject, span) {
+                Ok(id) => Some(id),
+                Err(e) => {
+                    taken.error = Some(e);
+                    return taken;
                 }
-            }
+            },
             _ => None,
         };
         if let Err(e) = self.rounds(subject, &mut taken) {
             taken.error = Some(e);
         }
-        // Half a round would give one side the better part of the machine.
-        let whole = taken.blocks.len() / 4 * 4;
-        taken.blocks.truncate(whole);
+        taken.keep_whole_rounds();
         if let Some(id) = armed {
             self.host.lift(id);
         }
@@ -147,33 +150,29 @@ impl Bench<'_> {
     }
 
     fn rounds(&self, subject: &Subject, taken: &mut Taken) -> Result<(), String> {
-        let meters = || match subject.armed {
-            None => self.host.interface_meters(),
-            Some(_) => self.host.syscall_meters(),
-        };
-        if subject.armed.is_none() {
-            for base in [true, false] {
-                self.warm_up(subject, base, self.plan.block)?;
-            }
+        for base in [true, false] {
+            self.warm_up(subject, base, self.plan.block)?;
         }
-        let before = meters();
+        let before = self.host.interface_meters();
         let start = Instant::now();
         for round in 0..self.plan.of_subject(subject).0 {
             // A drift of the machine hits both sides alike, whatever its direction.
             let first = round % 2 == 0;
             for base in [first, !first, !first, first] {
-                taken.blocks.push(match &subject.armed {
-                    None => self.block(subject, base, start)?,
-                    Some(armed) => self.fresh_block(subject, armed, base, start)?,
-                });
+                taken.blocks.push(self.block(subject, base, start)?);
             }
         }
-        taken.inside = since(&before, meters());
+        taken.inside = since(&before, self.host.interface_meters());
         Ok(())
     }
 
     /// Calls that do not count.
-    fn warm_up(&self, subject: &Subject, base: bool, span: Duration) -> Result<(), String> {
+    pub(super) fn warm_up(
+        &self,
+        subject: &Subject,
+        base: bool,
+        span: Duration,
+    ) -> Result<(), String> {
         self.take_way(subject, base);
         let warm = self.load(subject, Load::new(subject.shape, span))?;
         if warm.count > warm.failed {
@@ -186,61 +185,9 @@ impl Bench<'_> {
         })
     }
 
-    /// A block on a process that has just been started, on either side: a filter that is in once stays until its process ends.
-    fn fresh_block(
-        &self,
-        subject: &Subject,
-        armed: &Armed,
-        base: bool,
-        start: Instant,
-    ) -> Result<Block, String> {
-        self.host
-            .process(&armed.service, ProcessFault::Restart)
-            .map_err(|e| e.message)?;
-        let fault = match base || self.plan.trial == Some(Trial::Null) {
-            true => None,
-            false => Some(self.trap(armed)?),
-        };
-        let block = self
-            .warm_up(subject, base, self.plan.block.min(WARM_UP))
-            .and_then(|()| self.block(subject, base, start));
-        if let Some(id) = fault {
-            self.host.lift(id);
-        }
-        block
-    }
-
-    /// Puts a fault in force that every call of the family has to pass, and that none matches.
-    fn trap(&self, armed: &Armed) -> Result<ArmId, String> {
-        let path = "/faultbox/bench/never";
-        let rule = SyscallRule {
-            key: armed.calls.clone(),
-            syscalls: system_calls(&armed.calls),
-            action: SyscallAction::Allow,
-            trigger: TriggerSpec::default(),
-            path: Some(Glob::new(path, Dialect::Path)?),
-            on: None,
-            dest: None,
-            existing: Existing::Keep,
-            label: None,
-            text: format!("{}=allow(path={path:?})", armed.calls),
-        };
-        let fault = FaultSet {
-            name: "bench".to_owned(),
-            parts: vec![FaultPart::Syscall {
-                service: armed.service.clone(),
-                rule: Arc::new(rule),
-                origin: "bench".to_owned(),
-            }],
-            description: String::new(),
-            pos: SpecPos::default(),
-        };
-        self.host.arm(&fault).map_err(|e| e.message)
-    }
-
     /// Sends what follows through the proxy or around it.
     fn take_way(&self, subject: &Subject, base: bool) {
-        let around = base || subject.armed.is_some() || self.plan.trial == Some(Trial::Null);
+        let around = base || subject.state.is_some() || self.plan.trial == Some(Trial::Null);
         self.host.set_bypass(match (&subject.drive, around) {
             (_, false) => Bypass::None,
             (Drive::Workload { target: None, .. }, true) => Bypass::All,
@@ -257,7 +204,12 @@ impl Bench<'_> {
         });
     }
 
-    fn block(&self, subject: &Subject, base: bool, start: Instant) -> Result<Block, String> {
+    pub(super) fn block(
+        &self,
+        subject: &Subject,
+        base: bool,
+        start: Instant,
+    ) -> Result<Block, String> {
         self.take_way(subject, base);
         let (_, span) = self.plan.of_subject(subject);
         let load = Load {
@@ -372,8 +324,17 @@ impl Bench<'_> {
     }
 }
 
+impl Taken {
+    /// Half a round would give one side the better part of the machine.
+    pub(super) fn keep_whole_rounds(&mut self) {
+        let round = BLOCKS_PER_ROUND as usize;
+        let whole = self.blocks.len() / round * round;
+        self.blocks.truncate(whole);
+    }
+}
+
 /// What was recorded after `before`.
-fn since(before: &[MeterSnapshot], after: Vec<MeterSnapshot>) -> Vec<MeterSnapshot> {
+pub(super) fn since(before: &[MeterSnapshot], after: Vec<MeterSnapshot>) -> Vec<MeterSnapshot> {
     let earlier: BTreeMap<&str, BTreeMap<u64, u64>> = before
         .iter()
         .map(|m| (m.name.as_str(), m.pairs.iter().copied().collect()))

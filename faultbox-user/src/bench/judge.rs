@@ -47,7 +47,7 @@ pub fn judge(bench: &Bench, budgets: &[Budget]) -> Vec<Judged> {
         let (standing, why) = standing(budget, finding);
         Judged {
             budget: budget.text.clone(),
-            subject: finding.subject.name.clone(),
+            subject: finding.subject.label(),
             standing,
             why,
         }
@@ -55,8 +55,8 @@ pub fn judge(bench: &Bench, budgets: &[Budget]) -> Vec<Judged> {
     let mut all = vec![];
     for budget in budgets {
         let concerned = subjects.iter().filter(|s| match budget.measure {
-            Measure::Added => s.subject.armed.is_none(),
-            Measure::Decision => s.subject.armed.is_some(),
+            Measure::Added => true,
+            Measure::Decision => s.trapped.is_some(),
         });
         let before = all.len();
         all.extend(concerned.map(|subject| one(budget, subject)));
@@ -67,9 +67,9 @@ pub fn judge(bench: &Bench, budgets: &[Budget]) -> Vec<Judged> {
                 subject: "-".to_owned(),
                 standing: Standing::Undecided,
                 why: match budget.measure {
-                    Measure::Added => "no interface was measured".to_owned(),
+                    Measure::Added => "nothing was measured".to_owned(),
                     Measure::Decision => {
-                        "no system call was trapped; --armed write would trap some".to_owned()
+                        "no system call was trapped; --syscalls would trap some".to_owned()
                     }
                 },
             });
@@ -155,7 +155,7 @@ fn standing(budget: &Budget, finding: &Finding) -> (Standing, String) {
     let limit = budget.limit.as_nanos() as f64;
     if added.high < 0.0 {
         undecided(format!(
-            "{said}: no proxy makes calls faster, so something else on this machine did"
+            "{said}: nothing of what is measured makes calls faster, so something else on this machine did"
         ))
     } else if added.high < limit && noise < limit {
         (Standing::Held, said)
@@ -194,7 +194,8 @@ pub fn us(ns: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::analysis::tests::{subject, taken};
+    use super::super::analysis::tests::{in_state, subject, taken};
+    use super::super::plan::State;
     use super::*;
 
     fn stands(budget: &str, finding: &Finding) -> Standing {
@@ -221,7 +222,7 @@ mod tests {
         let finding = Finding::of(subject(), swapped, 1);
         let (standing, why) = standing(&Budget::parse("added_p50<1ms").unwrap(), &finding);
         assert_eq!(standing, Standing::Undecided);
-        assert!(why.contains("no proxy makes calls faster"), "{why}");
+        assert!(why.contains("makes calls faster"), "{why}");
     }
 
     #[test]
@@ -238,17 +239,24 @@ mod tests {
         let budgets = [Budget::parse("decision_p50<50us").unwrap()];
         let judged = judge(&bench, &budgets);
         assert_eq!(judged[0].standing, Standing::Undecided);
-        assert!(judged[0].why.contains("--armed"), "{judged:?}");
-        bench.subjects[0].subject.armed = Some(super::super::plan::Armed {
-            service: "api".to_owned(),
-            calls: "write".to_owned(),
-        });
+        assert!(judged[0].why.contains("--syscalls"), "{judged:?}");
+        bench.subjects[0].subject = in_state(State::Armed);
+        bench.subjects[0].trapped = Some("write (asked for)".to_owned());
         // 20 us by its own clock.
         assert_eq!(judge(&bench, &budgets)[0].standing, Standing::Held);
         let budgets = [Budget::parse("decision_p99_9<50us").unwrap()];
         assert_eq!(judge(&bench, &budgets)[0].standing, Standing::Broken);
+        // What is added is judged of every state.
         let budgets = [Budget::parse("added_p50<1ms").unwrap()];
-        assert!(judge(&bench, &budgets)[0].why.contains("no interface"));
+        let judged = judge(&bench, &budgets);
+        assert_eq!(judged[0].subject, "api.http armed");
+        assert_eq!(judged[0].standing, Standing::Held);
+        bench.subjects.clear();
+        assert!(
+            judge(&bench, &budgets)[0]
+                .why
+                .contains("nothing was measured")
+        );
     }
 
     #[test]

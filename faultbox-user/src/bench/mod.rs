@@ -12,5 +12,6 @@ pub mod judge;
 pub mod log;
 pub mod machine;
 pub mod plan;
+mod states;
 pub mod stats;
 pub mod text;

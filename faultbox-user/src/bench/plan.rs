@@ -7,7 +7,7 @@ use faultbox_contract::rule::{nearest, nearest_hint};
 use serde::{Deserialize, Serialize};
 
 use super::stats::LEAST_PAIRS;
-use crate::plan::{Launch, SpecPos, TestDecl, TestKind};
+use crate::plan::{Launch, ServiceDecl, SpecPos, TestDecl, TestKind};
 use crate::spec::{FAMILIES, LoadedSpec, system_calls};
 use crate::workload::Shape;
 
@@ -52,26 +52,84 @@ pub struct Subject {
     pub drive: Drive,
     /// Who calls, and when.
     pub shape: Shape,
-    /// Instead of the proxy, which all calls then go around: what is in force on one of the sides.
-    pub armed: Option<Armed>,
+    /// Instead of the proxy, which all calls then go around: the state that the service is in on one of the sides. Subjects that differ
+    /// in nothing else stand beside each other and are measured in the same rounds.
+    pub state: Option<InState>,
 }
 
-/// A fault on a service's system calls that traps them and never fires.
+/// A service in a state other than its native one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Armed {
+pub struct InState {
     /// The service.
     pub service: String,
-    /// A family of system calls, or one: "write".
-    pub calls: String,
+    /// What a call does, whatever the state.
+    pub request: String,
+    /// What is done to it.
+    pub state: State,
+    /// The system calls that are trapped in it.
+    pub calls: Calls,
+}
+
+/// Which system calls are trapped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Calls {
+    /// A family, or one, as the command line says.
+    Asked(String),
+    /// Those that the spec's faults on the service name.
+    Declared(Vec<String>),
+    /// The family that the service is seen to call most.
+    Seen,
+}
+
+/// What is done to a service's system calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// The kernel counts them.
+    Traced,
+    /// They are trapped by a rule that matches none of them.
+    Unmatched,
+    /// They are trapped by a rule that fires on all of them and changes nothing.
+    Armed,
+}
+
+impl State {
+    /// All of them, in the order of what they cost.
+    pub const ALL: [State; 3] = [State::Traced, State::Unmatched, State::Armed];
+
+    /// Its name in every report.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Traced => "traced",
+            State::Unmatched => "unmatched",
+            State::Armed => "armed",
+        }
+    }
 }
 
 impl Subject {
     /// What the two sides are called: without and with what is measured.
     pub fn sides(&self) -> [&'static str; 2] {
-        match self.armed {
+        match &self.state {
             None => ["direct", "mediated"],
-            Some(_) => ["unarmed", "armed"],
+            Some(state) => ["native", state.state.name()],
         }
+    }
+
+    /// Its name, with the state that it is about.
+    pub fn label(&self) -> String {
+        match &self.state {
+            None => self.name.clone(),
+            Some(state) => format!("{} {}", self.name, state.state.name()),
+        }
+    }
+
+    /// Are both about states of the same service under the same calls?
+    pub fn is_beside(&self, other: &Subject) -> bool {
+        self.state.is_some()
+            && other.state.is_some()
+            && (&self.name, &self.drive) == (&other.name, &other.drive)
     }
 }
 
@@ -139,8 +197,8 @@ pub struct Wish {
     pub shape: Option<Shape>,
     /// Per subject; `None`: what its workload says, or the default.
     pub duration: Option<Duration>,
-    /// System calls (a family, or one) that a fault is armed on, to see what that costs.
-    pub armed: Option<String>,
+    /// Measure the states of services too, with these system calls (a family, or one) trapped; empty: those that the spec or the service suggests.
+    pub syscalls: Option<String>,
     /// See [`Plan::trial`].
     pub trial: Option<Trial>,
 }
@@ -177,6 +235,9 @@ impl Plan {
     /// # Errors
     /// A name that the spec does not have.
     pub fn of(spec: &LoadedSpec, wish: &Wish) -> Result<(Plan, Vec<Skipped>), Unknown> {
+        if let Some(calls) = wish.syscalls.as_deref().filter(|c| !c.is_empty()) {
+            check_calls(calls)?;
+        }
         let mut known: Vec<String> = vec![];
         let (mut subjects, mut skipped) = (vec![], vec![]);
         let workloads = spec.workloads();
@@ -201,13 +262,10 @@ impl Plan {
                         });
                     }
                 };
-                if interface.proxy_addr.is_none() {
-                    skip("it has no proxy, so nothing is added to it".to_owned());
-                    continue;
-                }
+                let mut driven = vec![];
                 for workload in &own {
                     if wanted(&path) || wanted(&workload.name) {
-                        subjects.push(Subject {
+                        driven.push(Subject {
                             name: path.clone(),
                             what: format!("workload {}", workload.name),
                             protocol: interface.protocol.to_owned(),
@@ -216,15 +274,13 @@ impl Plan {
                                 target: workload.target.clone(),
                             },
                             shape: wish.shape.unwrap_or(workload.shape),
-                            armed: None,
+                            state: None,
                         });
                     }
                 }
-                if !own.is_empty() {
-                    continue;
-                }
                 match probe(interface.protocol) {
-                    Some(what) if wanted(&path) => subjects.push(Subject {
+                    _ if !own.is_empty() => {}
+                    Some(what) if wanted(&path) => driven.push(Subject {
                         name: path.clone(),
                         what: what.to_owned(),
                         protocol: interface.protocol.to_owned(),
@@ -233,13 +289,36 @@ impl Plan {
                             interface: interface.name.clone(),
                         },
                         shape: wish.shape.unwrap_or(Shape::Closed { callers: 1 }),
-                        armed: None,
+                        state: None,
                     }),
                     Some(_) => {}
-                    None => skip(format!(
-                        "{} has no request that every server answers; declare one: workload(\"{}\", fn, connections=1, target={path})",
-                        interface.protocol, interface.name
-                    )),
+                    None if interface.proxy_addr.is_some() || wish.syscalls.is_some() => {
+                        skip(format!(
+                            "{} has no request that every server answers; declare one: workload(\"{}\", fn, connections=1, target={path})",
+                            interface.protocol, interface.name
+                        ));
+                    }
+                    None => {}
+                }
+                if interface.proxy_addr.is_none() {
+                    skip("it has no proxy, so nothing is added to it".to_owned());
+                }
+                for subject in driven {
+                    let states = wish
+                        .syscalls
+                        .as_deref()
+                        .map(|calls| states(spec, service, &subject, calls));
+                    if interface.proxy_addr.is_some() {
+                        subjects.push(subject);
+                    }
+                    match states {
+                        Some(Ok(states)) => subjects.extend(states),
+                        Some(Err(reason)) => skipped.push(Skipped {
+                            name: format!("{path} (system calls)"),
+                            reason,
+                        }),
+                        None => {}
+                    }
                 }
             }
         }
@@ -255,12 +334,18 @@ impl Plan {
                         target: None,
                     },
                     shape: wish.shape.unwrap_or(workload.shape),
-                    armed: None,
+                    state: None,
                 });
+                if wish.syscalls.is_some() {
+                    skipped.push(Skipped {
+                        name: format!("{} (system calls)", workload.name),
+                        reason: format!(
+                            "no service is its own to be put into states; name one: workload(\"{}\", …, target=service.interface)",
+                            workload.name
+                        ),
+                    });
+                }
             }
-        }
-        if let Some(calls) = &wish.armed {
-            subjects = with_armed(spec, subjects, calls)?;
         }
         if let Some(name) = wish.names.iter().find(|n| !known.contains(n)) {
             return Err(unknown(name, &known));
@@ -287,7 +372,7 @@ impl Plan {
 
     /// Rounds of a subject, and how long a block of it is: few and long where the service has to be started anew for each.
     pub fn of_subject(&self, subject: &Subject) -> (u32, Duration) {
-        match subject.armed {
+        match subject.state {
             None => (self.rounds, self.block),
             Some(_) => (LEAST_ROUNDS, self.block * self.rounds / LEAST_ROUNDS),
         }
@@ -295,12 +380,30 @@ impl Plan {
 
     /// How long the blocks of all subjects take.
     pub fn duration(&self) -> Duration {
-        self.block * self.blocks() * u32::try_from(self.subjects.len()).unwrap_or(u32::MAX)
+        let each = self.block * self.blocks();
+        self.groups()
+            .map(|group| match group[0].state {
+                None => each,
+                // The native blocks are common to all of them.
+                Some(_) => each / 2 * (u32::try_from(group.len()).unwrap_or(u32::MAX) + 1),
+            })
+            .sum()
+    }
+
+    /// Subjects that are measured in the same rounds.
+    pub fn groups(&self) -> impl Iterator<Item = &[Subject]> {
+        self.subjects.chunk_by(Subject::is_beside)
+    }
+
+    /// Must tracing be a thing to turn on and off?
+    pub fn traces(&self) -> bool {
+        let states = self.subjects.iter().filter_map(|s| s.state.as_ref());
+        states.map(|s| s.state).any(|s| s == State::Traced)
     }
 
     /// The test that the bench is to the run.
     pub fn decl(&self) -> TestDecl {
-        let beside = |subject: &Subject| match subject.armed {
+        let beside = |subject: &Subject| match subject.state {
             None => GRACE + self.block * 2,
             Some(_) => GRACE + RESTART * (LEAST_ROUNDS * BLOCKS_PER_ROUND),
         };
@@ -315,42 +418,47 @@ impl Plan {
     }
 }
 
-/// The same with a subject behind each whose service's system calls can be trapped.
-fn with_armed(
+fn check_calls(calls: &str) -> Result<(), Unknown> {
+    if !system_calls(calls).is_empty() {
+        return Ok(());
+    }
+    let families: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
+    Err(Unknown {
+        message: format!("--syscalls={calls}: there is no system call of this name, and no family"),
+        help: nearest_hint(calls, &families),
+    })
+}
+
+/// The states of the service behind a subject, or why it has none.
+fn states(
     spec: &LoadedSpec,
-    subjects: Vec<Subject>,
-    calls: &str,
-) -> Result<Vec<Subject>, Unknown> {
-    if system_calls(calls).is_empty() {
-        let families: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
-        return Err(Unknown {
-            message: format!(
-                "--armed {calls}: there is no system call of this name, and no family"
-            ),
-            help: nearest_hint(calls, &families),
-        });
+    service: &ServiceDecl,
+    subject: &Subject,
+    asked: &str,
+) -> Result<Vec<Subject>, String> {
+    if !matches!(service.launch, Launch::Binary { .. }) {
+        return Err(format!(
+            "{} is no process of a binary that is started here, so nobody can trace it or trap its calls",
+            service.name
+        ));
     }
-    let mut all = vec![];
-    for subject in subjects {
-        let service = match &subject.drive {
-            Drive::Probe { service, .. } => Some(service),
-            Drive::Workload { target, .. } => target.as_ref().map(|(service, _)| service),
-        };
-        let local = service
-            .and_then(|name| spec.topology().service(name))
-            .filter(|s| matches!(s.launch, Launch::Binary { .. }));
-        let armed = local.map(|service| Subject {
-            what: format!("{}, {calls} trapped and not faulted", subject.what),
-            armed: Some(Armed {
-                service: service.name.clone(),
-                calls: calls.to_owned(),
-            }),
-            ..subject.clone()
-        });
-        all.push(subject);
-        all.extend(armed);
-    }
-    Ok(all)
+    let declared = spec.faulted_syscalls(&service.name);
+    let calls = match (asked, declared.is_empty()) {
+        ("", true) => Calls::Seen,
+        ("", false) => Calls::Declared(declared.into_iter().map(str::to_owned).collect()),
+        (asked, _) => Calls::Asked(asked.to_owned()),
+    };
+    let of = |state: State| Subject {
+        what: format!("{}, {} {}", subject.what, service.name, state.name()),
+        state: Some(InState {
+            service: service.name.clone(),
+            request: subject.what.clone(),
+            state,
+            calls: calls.clone(),
+        }),
+        ..subject.clone()
+    };
+    Ok(State::ALL.map(of).into())
 }
 
 fn unknown(name: &str, known: &[String]) -> Unknown {

@@ -30,8 +30,8 @@ pub fn render(
             LEVEL * 100.0
         ),
     );
-    for finding in &bench.subjects {
-        page.subject(finding);
+    for group in bench.groups() {
+        page.group(group);
     }
     if !bench.skipped.is_empty() {
         page.heading("not measured");
@@ -123,29 +123,39 @@ impl Page<'_> {
         self.line(&table);
     }
 
-    fn subject(&mut self, finding: &Finding) {
-        let subject = &finding.subject;
-        let protocol = match subject.protocol.as_str() {
-            "" => String::new(),
-            protocol => format!(" ({protocol})"),
-        };
-        self.heading(&format!(
-            "{}{protocol}: {}, {}",
-            subject.name, subject.what, subject.shape
-        ));
-        if let Some(first) = finding.blocks.first() {
-            let blocks = text::count(finding.blocks.len() as u64, "block");
+    /// One subject, or the states of a service in one table.
+    fn group(&mut self, group: &[Finding]) {
+        self.heading(&title(group));
+        let with_blocks = || group.iter().filter(|f| !f.blocks.is_empty());
+        if let Some(first) = with_blocks().find_map(|f| f.blocks.first()) {
+            let blocks = with_blocks().map(|f| f.blocks.len() as u64);
+            let blocks = blocks.max().unwrap_or(0) / 2 * (1 + with_blocks().count() as u64);
             let span = text::millis(first.took.as_secs_f64() * 1e3);
-            self.line(&format!("  {blocks} of {span}"));
+            self.line(&format!("  {} of {span}", text::count(blocks, "block")));
         }
-        if let Some(error) = &finding.error {
+        let mut trapped: Vec<&str> = group.iter().filter_map(|f| f.trapped.as_deref()).collect();
+        trapped.dedup();
+        for trapped in trapped {
+            self.prose(
+                "  ",
+                &format!("trapped where unmatched or armed: {trapped}"),
+            );
+        }
+        let mut errors: Vec<&str> = group.iter().filter_map(|f| f.error.as_deref()).collect();
+        errors.dedup();
+        for error in errors {
             self.prose("  ", &format!("not measured to the end: {error}"));
         }
-        if finding.blocks.is_empty() {
+        if with_blocks().next().is_none() {
             return;
         }
-        let names = subject.sides();
-        let rows = finding.rows.iter().map(|row| {
+        let names = group[0].subject.sides();
+        let (header, other) = match group[0].subject.state {
+            None => ("us", names[1]),
+            Some(_) => ("state, us", "in it"),
+        };
+        let rows = with_blocks().flat_map(|f| f.rows.iter().map(move |row| (f, row)));
+        let rows = rows.map(|(finding, row)| {
             let (added, between) = match &row.added {
                 Some(added) => (us(added.value), range(added)),
                 // A maximum is one call.
@@ -154,8 +164,12 @@ impl Page<'_> {
                     _ => ("?".to_owned(), "too few calls".to_owned()),
                 },
             };
+            let quantile = row.quantile.name();
             vec![
-                row.quantile.name().to_owned(),
+                match &finding.subject.state {
+                    None => quantile.to_owned(),
+                    Some(state) => format!("{} {quantile}", state.state.name()),
+                },
                 us(row.base),
                 us(row.other),
                 added,
@@ -164,15 +178,38 @@ impl Page<'_> {
             ]
         });
         self.table(
-            &["us", names[0], names[1], "added", "between", "noise"],
+            &[header, names[0], other, "added", "between", "noise"],
             rows.collect(),
         );
+        for finding in with_blocks() {
+            self.below(finding);
+        }
+        // The native side of all states is the same.
+        for (at, finding) in with_blocks().enumerate() {
+            for (side, name) in finding
+                .sides
+                .iter()
+                .zip(finding.subject.sides())
+                .skip(at.min(1))
+            {
+                self.side(side, name);
+            }
+        }
+    }
+
+    /// What is told of a subject below its table.
+    fn below(&mut self, finding: &Finding) {
+        let names = finding.subject.sides();
+        let state = match &finding.subject.state {
+            None => String::new(),
+            Some(state) => format!("{}, ", state.state.name()),
+        };
         if let Some(ratio) = &finding.throughput {
             let [base, other] = &finding.sides;
             self.prose(
                 "  ",
                 &format!(
-                    "throughput: {:.0} a second, {} {:.0}: {}",
+                    "{state}throughput: {:.0} a second, {} {:.0}: {}",
                     other.rate,
                     names[0],
                     base.rate,
@@ -188,7 +225,7 @@ impl Page<'_> {
             self.prose(
                 "  ",
                 &format!(
-                    "{}: {:.1} us of CPU a call, {} {:.1}{ratio}; {} MiB",
+                    "{state}{}: {:.1} us of CPU a call, {} {:.1}{ratio}; {} MiB",
                     spent.name,
                     spent.other_us,
                     names[0],
@@ -197,7 +234,7 @@ impl Page<'_> {
                 ),
             );
         }
-        let (clock, one) = match subject.armed {
+        let (clock, one) = match finding.subject.state {
             None => ("proxy", "request"),
             Some(_) => ("supervisor", "trapped call"),
         };
@@ -210,15 +247,12 @@ impl Page<'_> {
             self.prose(
                 "  ",
                 &format!(
-                    "inside {}, by the {clock}'s own clock: {} us, {}",
+                    "{state}inside {}, by the {clock}'s own clock: {} us, {}",
                     inside.name,
                     quantiles.join(", "),
                     text::count(inside.requests, one)
                 ),
             );
-        }
-        for (side, name) in finding.sides.iter().zip(names) {
-            self.side(side, name);
         }
     }
 
@@ -287,6 +321,27 @@ impl Page<'_> {
     }
 }
 
+/// What a subject is, or the states of a service are together.
+pub(super) fn title(group: &[Finding]) -> String {
+    let subject = &group[0].subject;
+    let protocol = match subject.protocol.as_str() {
+        "" => String::new(),
+        protocol => format!(" ({protocol})"),
+    };
+    let (name, shape) = (&subject.name, subject.shape);
+    let Some(state) = &subject.state else {
+        return format!("{name}{protocol}: {}, {shape}", subject.what);
+    };
+    let names = group.iter().filter_map(|f| f.subject.state.as_ref());
+    let names: Vec<&str> = names.map(|s| s.state.name()).collect();
+    format!(
+        "{name}{protocol}: {} around the proxy, {shape}; {} native, {}",
+        state.request,
+        state.service,
+        names.join(", ")
+    )
+}
+
 /// "x 0.69 (0.66 to 0.71)".
 fn times(ratio: &Interval) -> String {
     format!(
@@ -297,8 +352,10 @@ fn times(ratio: &Interval) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::analysis::tests::{in_state, taken};
     use super::super::document::Baseline;
     use super::super::document::tests::bench;
+    use super::super::plan::State;
     use super::super::{document, judge};
     use super::*;
     use crate::report::Budget;
@@ -338,5 +395,31 @@ mod tests {
                 .all(|l| l.len() <= 80 || l.starts_with("Linux")),
             "{text}"
         );
+    }
+
+    #[test]
+    fn states_are_told_in_one_table() {
+        let mut bench = bench(0);
+        bench.subjects.clear();
+        for (state, added) in State::ALL.into_iter().zip([1, 20, 300]) {
+            let mut finding = Finding::of(in_state(state), taken(12, added), 1);
+            if state != State::Traced {
+                finding.trapped = Some("write (asked for)".to_owned());
+            }
+            bench.subjects.push(finding);
+        }
+        let text = render(&bench, &[], &[], &[], &Style::PLAIN);
+        for said in [
+            "api.http (http): GET / around the proxy, one after the other; api native, traced, unmatched, armed",
+            "  96 blocks of 100 ms",
+            "  trapped where unmatched or armed: write (asked for)",
+            "| traced p50      |",
+            "| armed p99_9     |",
+            "unmatched, inside api.http, by the supervisor's own clock",
+            "armed, api: 30.0 us of CPU a call, native 30.0; 8 MiB",
+        ] {
+            assert!(text.contains(said), "{said:?} is not in\n{text}");
+        }
+        assert_eq!(text.matches("state, us").count(), 1, "{text}");
     }
 }

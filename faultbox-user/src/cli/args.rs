@@ -190,9 +190,15 @@ pub struct BenchArgs {
     /// Fail if this does not hold, e.g. added_p99<1ms; may be repeated
     #[arg(long = "budget", value_name = "BUDGET", value_parser = Budget::parse)]
     pub budgets: Vec<Budget>,
-    /// Also measure each service with these system calls trapped (a family, or one): write
-    #[arg(long, value_name = "CALLS")]
-    pub armed: Option<String>,
+    /// Also measure each service natively, traced, and with system calls trapped (a family, or one) [default CALLS: what the spec's faults name]
+    #[arg(
+        long,
+        value_name = "CALLS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    pub syscalls: Option<String>,
     /// Show what has changed since an earlier --json FILE
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,

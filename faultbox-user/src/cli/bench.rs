@@ -29,10 +29,11 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Problem> {
         names: args.interfaces.clone(),
         shape: shape(args),
         duration: args.duration,
-        armed: args.armed.clone(),
+        syscalls: args.syscalls.clone(),
         trial: args.trial,
     };
-    let (plan, skipped) = Plan::of(&spec, &wish).map_err(|e| Problem::usage(e.message, e.help))?;
+    let (plan, mut skipped) =
+        Plan::of(&spec, &wish).map_err(|e| Problem::usage(e.message, e.help))?;
     if plan.subjects.is_empty() {
         return Err(nothing(args, &skipped));
     }
@@ -71,15 +72,22 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Problem> {
     let report = report?;
     let measured = measured(&report)?;
     let seed = options.seed;
-    let subjects = plan.subjects.iter().cloned().zip(measured.subjects);
+    let mut subjects = vec![];
+    for (subject, taken) in plan.subjects.iter().cloned().zip(measured.subjects) {
+        match taken.unavailable {
+            Some(reason) => skipped.push(Skipped {
+                name: subject.label(),
+                reason,
+            }),
+            None => subjects.push(Finding::of(subject, taken, seed)),
+        }
+    }
     let bench = Bench {
         spec: report.spec.clone(),
         seed,
         duration_ms: report.duration_ms,
         machine: measured.machine,
-        subjects: subjects
-            .map(|(subject, taken)| Finding::of(subject, taken, seed))
-            .collect(),
+        subjects,
         skipped,
         notes: notes(&report),
         plan,
@@ -174,7 +182,10 @@ fn deliver(args: &BenchArgs, bench: &Bench, baseline: Option<&Baseline>) -> Resu
         Some(_) => Exit::Failed,
         None => Exit::Passed,
     });
-    let mut exit = verdicts.chain(errors).fold(Exit::Passed, Exit::and);
+    // Every subject turned out to be one that this machine cannot have.
+    let nothing = bench.subjects.is_empty().then_some(Exit::Undecided);
+    let all = verdicts.chain(errors).chain(nothing);
+    let mut exit = all.fold(Exit::Passed, Exit::and);
     let mut deliver = |result: Result<(), Problem>| {
         if let Err(problem) = result {
             output::stderr(&problem.render(&Style::stderr()));

@@ -286,11 +286,11 @@ fn try_bpf() -> Result<(), String> {
     let own = cgroup::own().ok_or("no cgroup v2")?;
     let path = own.join(format!("faultbox-doctor-bpf-{}", std::process::id()));
     cgroup::create(&path).map_err(|e| explain(&e))?;
-    let loaded = Kernel::load(&path, None, 1, &Feature::ALL, None).and_then(|kernel| match kernel
-        .missing()
-    {
-        [] => Ok(()),
-        [(feature, why), ..] => Err(format!("no {}: {why}", feature.lost())),
+    let loaded = Kernel::load(&path, None, 1, &Feature::ALL, None, None).and_then(|kernel| {
+        match kernel.missing() {
+            [] => Ok(()),
+            [(feature, why), ..] => Err(format!("no {}: {why}", feature.lost())),
+        }
     });
     let _ = fs::remove_dir(&path);
     loaded

@@ -69,16 +69,20 @@ pub fn run(
     let signals = Signals::install(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
         .map_err(|e| internal(format!("cannot handle signals: {e}")))?;
     let home = Home::create(&exe)?;
-    let wanted = match options.trace {
+    let mut wanted = match options.trace {
         true => Feature::ALL.to_vec(),
         false => tracer::needed(spec),
     };
+    // A bench that compares with and without it turns it on and off.
+    let lent = options.bench.as_ref().filter(|plan| plan.traces());
+    let lent = lent.map(|_| Feature::Calls);
+    wanted.extend(lent.filter(|f| !wanted.contains(f)));
     let (words, inbox) = channel();
     let listener = (options.verbose > 1).then(|| {
         let told = words.clone();
         Box::new(move |line| drop(told.send(Word::Kernel(line)))) as tracer::debug::Listener
     });
-    let kernel = tracer::load(home.cgroup.as_deref(), jobs, &wanted, listener);
+    let kernel = tracer::load(home.cgroup.as_deref(), jobs, &wanted, lent, listener);
     notes.extend(tracer::notes(&kernel));
     let told = words.clone();
     signals

@@ -119,7 +119,8 @@ fn prepare(home: &Home, lines: Option<&Arc<Lines>>) -> Result<Prepared, RunError
             "`faultbox doctor` tells what is missing and how to get it",
         )
     };
-    let kernel = tracer::load(home.cgroup.as_deref(), 1, &Feature::ALL, None).map_err(refused)?;
+    let kernel =
+        tracer::load(home.cgroup.as_deref(), 1, &Feature::ALL, None, None).map_err(refused)?;
     let missing = |feature| kernel.missing().iter().find(|(f, _)| *f == feature);
     if let Some((_, why)) = missing(Feature::Calls) {
         return Err(refused(why.clone()));

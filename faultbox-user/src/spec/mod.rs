@@ -223,6 +223,16 @@ impl LoadedSpec {
         calls
     }
 
+    /// The system calls that the faults declared for a service name, whatever calls in the code of tests add.
+    pub fn faulted_syscalls(&self, service: &str) -> BTreeSet<&'static str> {
+        let declared = self.world.declared();
+        let rules = declared
+            .faults
+            .iter()
+            .flat_map(|f| f.syscall_rules(service));
+        rules.flat_map(|r| r.syscalls.iter().copied()).collect()
+    }
+
     /// Puts a load on the function of a declared workload, on threads of their own, and waits for its end. The services are up.
     ///
     /// # Errors

@@ -15,4 +15,5 @@ pub mod seccomp;
 pub mod shape;
 pub mod signals;
 pub mod socket;
+pub mod tracepoint;
 pub mod wake;

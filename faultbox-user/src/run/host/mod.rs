@@ -267,6 +267,11 @@ impl TestHost {
         self.watch.as_deref().ok()
     }
 
+    /// Why there is no part of the kernel's tables, if there is none.
+    pub fn blind(&self) -> Option<String> {
+        self.watch.as_ref().err().cloned()
+    }
+
     /// Takes the test's services out of the kernel's tables.
     pub fn withdraw(&self) {
         if let Ok(watch) = &self.watch {

@@ -9,6 +9,7 @@ pub mod activity;
 pub mod addresses;
 mod btf;
 pub mod debug;
+mod lent;
 mod object;
 mod records;
 mod stream;
@@ -75,6 +76,8 @@ pub struct Share {
     pub features: Vec<Feature>,
     /// The index of its own ring; `None` if too many tests run at once.
     pub ring: Option<u32>,
+    /// Programs that are loaded and that the worker attaches when it wants: the tracepoint of each, and its descriptor.
+    pub lent: Vec<(String, RawFd)>,
 }
 
 /// What the tests of a spec may need. The rest is not attached: while a tracepoint of system calls is in use, every process of the machine
@@ -92,7 +95,8 @@ pub fn needed(spec: &LoadedSpec) -> Vec<Feature> {
         .collect()
 }
 
-/// The kernel's side of the run: these features of it, as far as they can be had. `listener` hears what the programs do.
+/// The kernel's side of the run: these features of it, as far as they can be had. What is `lent` is loaded and left to the worker to attach.
+/// `listener` hears what the programs do.
 ///
 /// # Errors
 /// Why none of it can be had, as a lower-case fragment.
@@ -100,6 +104,7 @@ pub fn load(
     cgroup: Option<&Path>,
     jobs: usize,
     wanted: &[Feature],
+    lent: Option<Feature>,
     listener: Option<debug::Listener>,
 ) -> Result<Kernel, String> {
     if !crate::sys::probe::bpf_capability() {
@@ -108,7 +113,7 @@ pub fn load(
     let cgroup = cgroup.ok_or("no writable cgroup v2")?;
     // A service's cgroup is two below the run's: the test's, then its own.
     let level = cgroup::level(cgroup).map(|run| run + 2);
-    Kernel::load(cgroup, level, jobs, wanted, listener)
+    Kernel::load(cgroup, level, jobs, wanted, lent, listener)
 }
 
 /// What the run has to do without, a line each.

@@ -92,12 +92,13 @@ pub struct Kernel {
     _ebpf: Ebpf,
     _log: Option<DebugLog>,
     maps: BTreeMap<String, OwnedFd>,
+    lent: Vec<(String, OwnedFd)>,
     features: Vec<Feature>,
     missing: Vec<(Feature, String)>,
 }
 
 impl Kernel {
-    /// Loads everything and attaches what is wanted and goes; `cgroup` is the run's, `level` how deep below the hierarchy's root its services'
+    /// Loads everything and attaches what is wanted, not `lent`, and goes; `cgroup` is the run's, `level` how deep below the hierarchy's root its services'
     /// cgroups will be (`None` if that cannot be known), `jobs` how many tests run at a time. With a `listener`, the programs tell it what
     /// they do.
     ///
@@ -108,6 +109,7 @@ impl Kernel {
         level: Option<u32>,
         jobs: usize,
         wanted: &[Feature],
+        lent: Option<Feature>,
         listener: Option<Listener>,
     ) -> Result<Kernel, String> {
         // Megabytes to read, for what only these programs look at.
@@ -150,11 +152,15 @@ impl Kernel {
         let group =
             File::open(cgroup).map_err(|e| format!("cannot open {}: {e}", cgroup.display()))?;
         let mut missing: Vec<(Feature, String)> = vec![];
+        let mut kept = vec![];
         for (feature, name, hook) in PROGRAMS {
             if !wanted.contains(feature) || missing.iter().any(|(f, _)| f == feature) {
                 continue;
             }
             let attached = match ebpf.program_mut(name) {
+                Some(program) if lent == Some(*feature) => lend(program, hook)
+                    .map(|program| kept.push(program))
+                    .map_err(|e| explain(&*e)),
                 Some(program) => attach(program, hook, &group).map_err(|e| explain(&*e)),
                 None => Err(format!("the object has no program `{name}`")),
             };
@@ -176,6 +182,7 @@ impl Kernel {
             _ebpf: ebpf,
             _log: log,
             maps,
+            lent: kept,
             features,
             missing,
         })
@@ -194,6 +201,14 @@ impl Kernel {
             maps: self.maps.iter().map(allow).collect::<Result<_, String>>()?,
             features: self.features.clone(),
             ring,
+            lent: self
+                .lent
+                .iter()
+                .map(|(name, fd)| {
+                    inherit::allow(fd).map_err(|e| format!("program at `{name}`: {e}"))?;
+                    Ok((name.clone(), fd.as_raw_fd()))
+                })
+                .collect::<Result<_, String>>()?,
         })
     }
 
@@ -210,6 +225,7 @@ impl Kernel {
             maps: self.maps.iter().map(copy).collect::<Result<_, String>>()?,
             features: self.features.clone(),
             ring: Some(ring),
+            lent: vec![],
         })
     }
 
@@ -278,6 +294,23 @@ fn attach(
         _ => return Err("the program is not of the kind that its hook takes".into()),
     }
     Ok(())
+}
+
+/// Loads a program of a tracepoint without attaching it.
+fn lend(
+    program: &mut Program,
+    hook: &Hook,
+) -> Result<(String, OwnedFd), Box<dyn std::error::Error>> {
+    match (program, hook) {
+        (Program::RawTracePoint(program), Hook::Tracepoint(name)) => {
+            program.load()?;
+            Ok((
+                (*name).to_owned(),
+                program.fd()?.as_fd().try_clone_to_owned()?,
+            ))
+        }
+        _ => Err("only programs of tracepoints can be attached by a worker".into()),
+    }
 }
 
 /// Duplicates of the shared maps' descriptors.

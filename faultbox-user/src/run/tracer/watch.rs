@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use serde_json::Value;
 
 use super::addresses::{address, ways_to, words};
+use super::lent::Lent;
 use super::records;
 use super::stream::{RING_BYTES, SMALL_RING_BYTES, Stream};
 use super::{Feature, Share};
@@ -44,6 +45,7 @@ pub struct Watch {
     tables: Mutex<Tables>,
     names: HashMap<u32, String>,
     sink: Arc<dyn Sink>,
+    lent: Lent,
 }
 
 struct Tables {
@@ -126,6 +128,7 @@ impl Watch {
             return Err(format!("more than {SERVICES_PER_TEST} services"));
         }
         let mut maps = HashMap::new();
+        let lent = Lent::take(&share.lent)?;
         for (name, fd) in &share.maps {
             let fd = inherit::take(*fd).map_err(|e| format!("map `{name}`: {e}"))?;
             maps.insert(name.as_str(), fd);
@@ -172,6 +175,7 @@ impl Watch {
                 .map(|(name, n)| (worker * SERVICES_PER_TEST + n, (*name).to_owned()))
                 .collect(),
             sink,
+            lent,
         });
         watch.forget_losses();
         if watch.stream.is_possible() && !streams.is_empty() {
@@ -183,6 +187,14 @@ impl Watch {
     /// Can anything be streamed?
     pub fn streams(&self) -> bool {
         self.stream.is_possible()
+    }
+
+    /// Attaches the programs that were lent for it, or detaches them.
+    ///
+    /// # Errors
+    /// The kernel refuses: why, as a lower-case fragment.
+    pub fn attach_lent(&self, on: bool) -> Result<(), String> {
+        self.lent.attach(on)
     }
 
     /// Is this group of programs at work?
