@@ -148,11 +148,16 @@ fn an_interface_is_measured_in_balanced_blocks() {
         "1200ms",
         "--compare",
         "a.json",
+        "--html",
+        "b.html",
     ];
     let text = out(&spec.bench(&[0], &again));
     for caveat in ["baseline ran", "in the baseline", "baseline has no"] {
         assert!(!text.contains(caveat), "{text}");
     }
+    let page = fs::read_to_string(spec.dir().join("b.html")).unwrap();
+    assert!(page.contains("Against the baseline") && !page.contains("baseline ran"));
+    assert_eq!(page.matches("curve before").count(), 2);
 }
 
 #[test]
@@ -247,7 +252,7 @@ fn a_service_is_measured_in_all_states_or_told_why_not() {
         };
         assert_eq!(subject["error"], Value::Null, "{text}");
         assert_eq!(subject["blocks"].as_array().unwrap().len(), 24);
-        assert_eq!(subject["other"]["failed"], 0, "{text}");
+        assert_eq!(subject["other"]["failed"], 0, "{state}: {text}");
         let trapped = subject["inside"][0]["count"].as_u64().unwrap_or(0);
         assert_eq!(trapped > 0, state != "traced", "{state}: {trapped}");
         if state != "traced" {

@@ -1,5 +1,6 @@
 //! A bench as one JSON document, and what a later one reads of it.
 
+use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
 use super::analysis::{Bench, Finding, Row, Side};
@@ -185,6 +186,8 @@ pub struct Baseline {
     added: Vec<(String, String, Quantile, Interval)>,
     /// Subjects, with what they did and how they were called.
     subjects: Vec<(String, String, Value)>,
+    /// Subject, what it did, and its latencies by side.
+    latencies: Vec<(String, String, log::Sides)>,
 }
 
 impl Baseline {
@@ -206,10 +209,11 @@ impl Baseline {
         }
         let machine = serde_json::from_value(document["machine"].clone())
             .map_err(|e| format!("its `machine` cannot be read: {e}"))?;
-        let (mut added, mut subjects) = (vec![], vec![]);
+        let (mut added, mut subjects, mut latencies) = (vec![], vec![], vec![]);
         for subject in document["subjects"].as_array().into_iter().flatten() {
             let text = |name: &str| subject[name].as_str().unwrap_or_default().to_owned();
             subjects.push((text("name"), text("what"), load(subject)));
+            latencies.push((text("name"), text("what"), log::read(&text("log"))));
             for quantile in Quantile::ALL {
                 let value = &subject["quantiles"][quantile.name()]["added_us"];
                 let ns = |name: &str| value[name].as_f64().map(|us| us * 1e3);
@@ -223,7 +227,18 @@ impl Baseline {
             machine,
             added,
             subjects,
+            latencies,
         })
+    }
+
+    /// The latencies of one side of what is the same subject now.
+    pub fn latency(&self, subject: &Subject, side: &str) -> Option<Histogram<u64>> {
+        let Subject { name, what, .. } = subject;
+        let (.., sides) = self
+            .latencies
+            .iter()
+            .find(|(n, w, _)| n == name && w == what)?;
+        sides.get(side).cloned()
     }
 
     /// What has changed since, wherever both say something.

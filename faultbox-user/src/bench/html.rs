@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 
+use hdrhistogram::Histogram;
+
 use super::analysis::{Bench, Finding};
-use super::document::block_quantile;
+use super::document::{Baseline, Change, block_quantile};
 use super::judge::{Judged, Standing, us};
 use super::stats::LEVEL;
+use super::text::title;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 280.0;
@@ -17,10 +20,12 @@ h1{font-size:1.4em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:coll
 td,th{border:1px solid #d0d7de;padding:.2em .7em;text-align:right}td:first-child,th:first-child{text-align:left}\
 .held{color:#1a7f37}.broken{color:#cf222e;font-weight:bold}.open{color:#9a6700}figure{display:inline-block;margin:.5em 1em .5em 0}\
 figcaption{font-size:.9em;color:#57606a}svg text{font:11px system-ui,sans-serif;fill:#57606a}.grid{stroke:#eaeef2}\
-.base{stroke:#0969da;fill:#0969da}.other{stroke:#bc4c00;fill:#bc4c00}.curve{fill:none;stroke-width:1.5}.dot{stroke:none;fill-opacity:.7}";
+.c0{color:#0969da;stroke:#0969da;fill:#0969da}.c1{color:#bc4c00;stroke:#bc4c00;fill:#bc4c00}\
+.c2{color:#8250df;stroke:#8250df;fill:#8250df}.c3{color:#1a7f37;stroke:#1a7f37;fill:#1a7f37}\
+.curve{fill:none;stroke-width:1.5}.before{stroke-dasharray:5 4;stroke-opacity:.6}.dot{stroke:none;fill-opacity:.7}";
 
 /// The whole page.
-pub fn render(bench: &Bench, judged: &[Judged]) -> String {
+pub fn render(bench: &Bench, judged: &[Judged], baseline: Option<&Baseline>) -> String {
     let mut out = String::new();
     let title = format!("faultbox bench {}", bench.spec);
     let _ = write!(
@@ -55,8 +60,11 @@ pub fn render(bench: &Bench, judged: &[Judged]) -> String {
         }
         out.push_str("</table>\n");
     }
-    for finding in &bench.subjects {
-        subject(&mut out, finding);
+    if let Some(baseline) = baseline {
+        changed(&mut out, &baseline.changes(bench), &baseline.caveats(bench));
+    }
+    for findings in bench.groups() {
+        group(&mut out, findings, baseline);
     }
     if !bench.skipped.is_empty() {
         out.push_str("<h2>Not measured</h2>\n<ul>\n");
@@ -77,40 +85,55 @@ pub fn render(bench: &Bench, judged: &[Judged]) -> String {
     out
 }
 
-fn subject(out: &mut String, finding: &Finding) {
-    let subject = &finding.subject;
-    let _ = writeln!(
-        out,
-        "<h2>{} {}: {}, {}</h2>",
-        escape(&subject.name),
-        escape(&subject.protocol),
-        escape(&subject.what),
-        subject.shape
-    );
-    if let Some(error) = &finding.error {
-        let _ = writeln!(
-            out,
-            "<p class=\"broken\">not measured to the end: {}</p>",
-            escape(error)
-        );
+/// One subject, or the states of a service: a table and two pictures.
+fn group(out: &mut String, group: &[Finding], baseline: Option<&Baseline>) {
+    let _ = writeln!(out, "<h2>{}</h2>", escape(&title(group)));
+    let mut said: Vec<String> = vec![];
+    for finding in group {
+        if let Some(trapped) = &finding.trapped {
+            said.push(format!(
+                "<p>trapped where unmatched or armed: {}</p>",
+                escape(trapped)
+            ));
+        }
+        if let Some(error) = &finding.error {
+            said.push(format!(
+                "<p class=\"broken\">not measured to the end: {}</p>",
+                escape(error)
+            ));
+        }
     }
-    if finding.blocks.is_empty() {
+    said.dedup();
+    out.push_str(&said.join("\n"));
+    let with_blocks: Vec<&Finding> = group.iter().filter(|f| !f.blocks.is_empty()).collect();
+    if with_blocks.is_empty() {
         return;
     }
-    let names = subject.sides();
+    let names = group[0].subject.sides();
+    let (head, other) = match group[0].subject.state {
+        None => ("us", names[1]),
+        Some(_) => ("state, us", "in it"),
+    };
     let _ = writeln!(
         out,
-        "<table>\n<tr><th>us</th><th>{}</th><th>{}</th><th>added</th><th>between</th><th>noise</th></tr>",
-        names[0], names[1]
+        "<table>\n<tr><th>{head}</th><th>{}</th><th>{other}</th><th>added</th><th>between</th><th>noise</th></tr>",
+        names[0]
     );
-    for row in &finding.rows {
+    for (finding, row) in with_blocks
+        .iter()
+        .flat_map(|f| f.rows.iter().map(move |row| (f, row)))
+    {
         let (added, between) = match &row.added {
             Some(a) => (us(a.value), format!("{} to {}", us(a.low), us(a.high))),
             None => ("-".to_owned(), "-".to_owned()),
         };
+        let state = match &finding.subject.state {
+            None => String::new(),
+            Some(state) => format!("{} ", state.state.name()),
+        };
         let _ = writeln!(
             out,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{added}</td><td>{between}</td><td>{}</td></tr>",
+            "<tr><td>{state}{}</td><td>{}</td><td>{}</td><td>{added}</td><td>{between}</td><td>{}</td></tr>",
             row.quantile.name(),
             us(row.base),
             us(row.other),
@@ -119,9 +142,44 @@ fn subject(out: &mut String, finding: &Finding) {
         );
     }
     out.push_str("</table>\n");
-    curves(out, finding);
-    scatter(out, finding);
+    curves(out, &with_blocks, baseline);
+    scatter(out, &with_blocks);
     out.push('\n');
+}
+
+/// What has changed since the baseline, and what makes that worth less.
+fn changed(out: &mut String, changes: &[Change], caveats: &[String]) {
+    if changes.is_empty() && caveats.is_empty() {
+        return;
+    }
+    out.push_str("<h2>Against the baseline</h2>\n");
+    for caveat in caveats {
+        let _ = writeln!(out, "<p class=\"open\">{}</p>", escape(caveat));
+    }
+    if changes.is_empty() {
+        return;
+    }
+    out.push_str("<table>\n<tr><th>added, us</th><th>before</th><th>now</th><th>change</th><th>between</th><th></th></tr>\n");
+    for change in changes {
+        let difference = change.difference();
+        let (class, word) = match (change.is_real(), difference.value > 0.0) {
+            (false, _) => ("", "none seen"),
+            (true, true) => ("broken", "slower"),
+            (true, false) => ("held", "faster"),
+        };
+        let _ = writeln!(
+            out,
+            "<tr><td>{} {}</td><td>{}</td><td>{}</td><td>{}</td><td>{} to {}</td><td class=\"{class}\">{word}</td></tr>",
+            escape(&change.subject),
+            change.quantile.name(),
+            us(change.before.value),
+            us(change.now.value),
+            us(difference.value),
+            us(difference.low),
+            us(difference.high),
+        );
+    }
+    out.push_str("</table>\n");
 }
 
 /// A picture's frame: where values come to lie.
@@ -198,31 +256,87 @@ fn decade_name(decade: i32) -> String {
     }
 }
 
-fn close(out: &mut String, caption: &str, names: [&str; 2]) {
+/// A side of a picture: what it is called, and its colour's class.
+struct Series {
+    name: String,
+    class: usize,
+    /// Of the baseline.
+    before: bool,
+}
+
+/// The sides of a group: what is common to all of its findings, then what each is about.
+fn series(findings: &[&Finding]) -> Vec<Series> {
+    let base = findings.iter().take(1).map(|f| f.subject.sides()[0]);
+    let others = findings.iter().map(|f| f.subject.sides()[1]);
+    let names = base.chain(others).enumerate();
+    names
+        .map(|(class, name)| Series {
+            name: name.to_owned(),
+            class,
+            before: false,
+        })
+        .collect()
+}
+
+fn close(out: &mut String, caption: &str, series: &[Series]) {
+    let legend: Vec<String> = series
+        .iter()
+        .map(|s| {
+            let dashes = if s.before { " (dashed)" } else { "" };
+            format!(
+                "<span class=\"c{}\">{}{dashes}</span>",
+                s.class,
+                escape(&s.name)
+            )
+        })
+        .collect();
     let _ = writeln!(
         out,
-        "</svg><figcaption>{caption}; <span style=\"color:#0969da\">{}</span>, <span style=\"color:#bc4c00\">{}</span></figcaption></figure>",
-        names[0], names[1]
+        "</svg><figcaption>{caption}; {}</figcaption></figure>",
+        legend.join(", ")
     );
 }
 
-/// Latency by the share of calls that took longer: as far to the right as there are calls to say it.
-fn curves(out: &mut String, finding: &Finding) {
-    let sides = [(true, "base"), (false, "other")].map(|(d, n)| (finding.latency(d), n));
-    let least = sides.iter().map(|(h, _)| h.len()).min().unwrap_or(0).max(2) as f64;
-    // Nines: 1 is 90 %, 2 is 99 %.
-    let longest = least.log10();
-    let points = |h: &hdrhistogram::Histogram<u64>| -> Vec<(f64, f64)> {
+/// Latency by the share of calls that took longer: as far to the right as there are calls to say it. The baseline's are dashed.
+fn curves(out: &mut String, findings: &[&Finding], baseline: Option<&Baseline>) {
+    let mut sides = series(findings);
+    let mut latencies: Vec<Histogram<u64>> = findings
+        .iter()
+        .take(1)
+        .map(|f| f.latency(true))
+        .chain(findings.iter().map(|f| f.latency(false)))
+        .collect();
+    if let Some(baseline) = baseline {
+        for (at, finding) in findings.iter().enumerate() {
+            let names = finding.subject.sides();
+            for (place, name) in names.into_iter().enumerate().skip(at.min(1)) {
+                let Some(latency) = baseline.latency(&finding.subject, name) else {
+                    continue;
+                };
+                latencies.push(latency);
+                sides.push(Series {
+                    name: format!("{name} before"),
+                    class: if place == 0 { 0 } else { at + 1 },
+                    before: true,
+                });
+            }
+        }
+    }
+    // Each as far as its own calls go.
+    let reach = |h: &Histogram<u64>| (h.len().max(2) as f64).log10();
+    let longest = latencies.iter().map(reach).fold(0.0, f64::max);
+    let points = |h: &Histogram<u64>| -> Vec<(f64, f64)> {
         (0..=100)
-            .map(|i| {
-                let nines = longest * f64::from(i) / 100.0;
+            // Nines: 1 is 90 %, 2 is 99 %.
+            .map(|i| reach(h) * f64::from(i) / 100.0)
+            .map(|nines| {
                 let share = 1.0 - 10f64.powf(-nines);
                 (nines, h.value_at_quantile(share) as f64)
             })
             .collect()
     };
-    let curves = sides.map(|(h, name)| (points(&h), name));
-    let all = curves.iter().flat_map(|(p, _)| p.iter().map(|(_, ns)| *ns));
+    let curves: Vec<_> = latencies.iter().map(points).collect();
+    let all = curves.iter().flatten().map(|(_, ns)| *ns);
     let frame = Frame::new((0.0, longest), all);
     let names = [
         (0.301, "p50"),
@@ -237,37 +351,41 @@ fn curves(out: &mut String, finding: &Finding) {
         .map(|(nines, name)| (nines, name.to_owned()))
         .collect();
     frame.open(out, &ticks);
-    for (points, name) in &curves {
+    for (points, side) in curves.iter().zip(&sides) {
         let path: Vec<String> = points
             .iter()
             .map(|(nines, ns)| format!("{:.1},{:.1}", frame.x(*nines), frame.y(*ns)))
             .collect();
+        let before = if side.before { " before" } else { "" };
         let _ = write!(
             out,
-            "<polyline class=\"curve {name}\" points=\"{}\"/>",
+            "<polyline class=\"c{} curve{before}\" points=\"{}\"/>",
+            side.class,
             path.join(" ")
         );
     }
-    close(
-        out,
-        "latency by percentile, all blocks",
-        finding.subject.sides(),
-    );
+    close(out, "latency by percentile, all blocks", &sides);
 }
 
 /// Each block's p50 and p99 by when it was taken: a drift, or a neighbour that woke up, shows.
-fn scatter(out: &mut String, finding: &Finding) {
-    let end = finding
-        .blocks
-        .last()
-        .map_or(1.0, |b| (b.start + b.took).as_secs_f64());
+fn scatter(out: &mut String, findings: &[&Finding]) {
+    let sides = series(findings);
+    let end = findings
+        .iter()
+        .filter_map(|f| f.blocks.last())
+        .map(|b| (b.start + b.took).as_secs_f64())
+        .fold(1e-3, f64::max);
     let quantiles = [0.5, 0.99];
-    let names = finding.subject.sides();
+    // The base's blocks are the same in all findings of a group.
+    let blocks = || {
+        findings.iter().enumerate().flat_map(|(at, f)| {
+            let mine = f.blocks.iter().filter(move |b| at == 0 || !b.base);
+            mine.map(move |b| (b, if b.base { 0 } else { at + 1 }))
+        })
+    };
     let values = || {
-        finding
-            .blocks
-            .iter()
-            .flat_map(|b| quantiles.map(|q| (b, q, block_quantile(b, q))))
+        blocks()
+            .flat_map(|(b, class)| quantiles.map(|q| (b, class, q, block_quantile(b, q))))
             .filter(|(.., ns)| ns.is_finite())
     };
     let frame = Frame::new((0.0, end), values().map(|(.., ns)| ns));
@@ -276,19 +394,18 @@ fn scatter(out: &mut String, finding: &Finding) {
         .map(|s| (s, format!("{s:.1} s")))
         .collect();
     frame.open(out, &ticks);
-    for (block, quantile, ns) in values() {
+    for (block, class, quantile, ns) in values() {
         let (x, y) = (frame.x(block.start.as_secs_f64()), frame.y(ns));
-        let class = if block.base { "base" } else { "other" };
-        let side = names[usize::from(!block.base)];
+        let side = escape(&sides[class].name);
         let radius = if quantile == 0.5 { 3.5 } else { 2.0 };
         let _ = write!(
             out,
-            "<circle class=\"dot {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"><title>{side} p{:.0}: {} us</title></circle>",
+            "<circle class=\"dot c{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"><title>{side} p{:.0}: {} us</title></circle>",
             quantile * 100.0,
             us(ns)
         );
     }
-    close(out, "blocks by time: p50 large, p99 small", names);
+    close(out, "blocks by time: p50 large, p99 small", &sides);
 }
 
 fn escape(text: &str) -> String {
@@ -308,16 +425,18 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::analysis::tests::subject as api;
+    use super::super::analysis::tests::{in_state, subject as api, taken};
+    use super::super::document;
     use super::super::document::tests::bench;
     use super::super::drive::Taken;
+    use super::super::plan::State;
     use super::*;
 
     #[test]
     fn a_page_that_needs_nothing_else() {
         let mut bench = bench(300);
         bench.spec = "<script>.star".to_owned();
-        let page = render(&bench, &[]);
+        let page = render(&bench, &[], None);
         assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
         assert!(page.contains("&lt;script&gt;.star") && !page.contains("<script"));
         assert_eq!(page.matches("<svg").count(), 2);
@@ -337,7 +456,44 @@ mod tests {
             ..Taken::default()
         };
         bench.subjects = vec![Finding::of(api(), taken, 1)];
-        let page = render(&bench, &[]);
+        let page = render(&bench, &[], None);
         assert!(page.contains("ECONNREFUSED") && !page.contains("<svg"));
+    }
+
+    #[test]
+    fn a_baseline_is_drawn_into_the_same_picture() {
+        let text = document::render(&bench(100), &[], &[]);
+        let before = document::Baseline::read(&text).unwrap();
+        let mut now = bench(400);
+        now.machine.cores = 64;
+        let page = render(&now, &[], Some(&before));
+        assert_eq!(page.matches("<svg").count(), 2);
+        assert_eq!(page.matches("<polyline").count(), 4);
+        assert_eq!(page.matches("curve before").count(), 2);
+        for said in [
+            "direct before (dashed)",
+            "mediated before (dashed)",
+            "cores: 64, before 2",
+            "<td>api.http p50</td>",
+            "slower",
+        ] {
+            assert!(page.contains(said), "{said}");
+        }
+    }
+
+    #[test]
+    fn states_share_their_pictures() {
+        let mut bench = bench(0);
+        bench.subjects.clear();
+        for (state, added) in State::ALL.into_iter().zip([1, 20, 30]) {
+            let finding = Finding::of(in_state(state), taken(12, added), 1);
+            bench.subjects.push(finding);
+        }
+        let page = render(&bench, &[], None);
+        assert_eq!(page.matches("<svg").count(), 2);
+        assert_eq!(page.matches("<polyline").count(), 4);
+        // 24 blocks of each of the four sides, two points each.
+        assert_eq!(page.matches("<circle").count(), 4 * 24 * 2);
+        assert!(page.contains("<td>unmatched p50</td>") && page.contains("class=\"c3\">armed"));
     }
 }

@@ -1,10 +1,15 @@
 //! Latencies as an HdrHistogram log (format 1.3, histograms V2): one line per block, tagged with its side, for whatever reads such logs.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::V2DeflateSerializer;
-use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use hdrhistogram::serialization::interval_log::{
+    IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
+};
+use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
 
 use super::analysis::Finding;
 
@@ -39,10 +44,35 @@ pub fn write(finding: &Finding) -> String {
     String::from_utf8(out).unwrap_or_default()
 }
 
+/// Latencies by side.
+pub type Sides = BTreeMap<String, Histogram<u64>>;
+
+/// All blocks of a log, added up by side; what cannot be read is left out.
+pub fn read(text: &str) -> Sides {
+    let mut sides = Sides::new();
+    let mut deserializer = Deserializer::new();
+    for entry in IntervalLogIterator::new(text.as_bytes()) {
+        let Ok(LogEntry::Interval(line)) = entry else {
+            continue;
+        };
+        let Some(tag) = line.tag() else { continue };
+        let Ok(bytes) = STANDARD.decode(line.encoded_histogram()) else {
+            continue;
+        };
+        let Ok(block) = deserializer.deserialize::<u64, _>(&mut bytes.as_slice()) else {
+            continue;
+        };
+        match sides.get_mut(tag.as_str()) {
+            // Both grow.
+            Some(sum) => drop(sum.add(block)),
+            None => drop(sides.insert(tag.as_str().to_owned(), block)),
+        }
+    }
+    sides
+}
+
 #[cfg(test)]
 mod tests {
-    use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
-
     use super::super::analysis::tests::{subject, taken};
     use super::*;
 
@@ -60,5 +90,17 @@ mod tests {
             })
             .collect();
         assert_eq!(tags, ["direct", "mediated", "mediated", "direct"]);
+    }
+
+    #[test]
+    fn what_was_written_can_be_read() {
+        let finding = Finding::of(subject(), taken(2, 300), 1);
+        let sides = read(&write(&finding));
+        assert_eq!(sides.keys().collect::<Vec<_>>(), ["direct", "mediated"]);
+        for (base, name) in [(true, "direct"), (false, "mediated")] {
+            let (wrote, read) = (finding.latency(base), &sides[name]);
+            assert_eq!((wrote.len(), wrote.max()), (read.len(), read.max()));
+        }
+        assert!(read("no log").is_empty() && read("").is_empty());
     }
 }

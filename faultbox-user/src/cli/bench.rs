@@ -201,7 +201,8 @@ fn deliver(args: &BenchArgs, bench: &Bench, baseline: Option<&Baseline>) -> Resu
         deliver(output::file("--json", path, &json));
     }
     if let Some(path) = &args.html {
-        deliver(output::file("--html", path, &html::render(bench, &judged)));
+        let page = html::render(bench, &judged, baseline);
+        deliver(output::file("--html", path, &page));
     }
     Ok(exit)
 }
