@@ -214,13 +214,11 @@ impl Bench<'_> {
             Some(state) => fault = Some(self.arm(first, state, trap).map_err(|e| e.message)?),
         }
         let base = side.is_none();
-        let block = self
-            .warm_up(subject, true, self.plan.block.min(WARM_UP))
-            .and_then(|()| {
-                let before = self.host.syscall_meters();
-                let block = self.block(subject, base, start)?;
-                Ok((block, since(&before, self.host.syscall_meters())))
-            });
+        let block = self.warm_up(subject, true, WARM_UP).and_then(|()| {
+            let before = self.host.syscall_meters();
+            let block = self.block(subject, base, start)?;
+            Ok((block, since(&before, self.host.syscall_meters())))
+        });
         if state == Some(State::Traced) {
             self.trace(false)?;
         }
