@@ -35,7 +35,7 @@ use super::wire::{Job, Message, Order, write_line};
 use crate::bench::{self, plan::Plan};
 use crate::events::{EventLog, Sink};
 use crate::plan::report::Blame;
-use crate::plan::{Launch, LogTail, Outcome, Reason, TestDecl, TestReport, Topology};
+use crate::plan::{Launch, LogTail, Outcome, Reason, TestDecl, TestKind, TestReport, Topology};
 use crate::spec::{BodyVerdict, LoadedSpec, Transcript};
 use crate::verdict::{self, Ending, Evidence};
 
@@ -488,7 +488,8 @@ impl<'a> Conductor<'a> {
                     faults: host.fault_uses(),
                     require_faults_fire: test.require_faults_fire,
                     assertions,
-                    judged_by_expectation: spec.expected_hang(&test.name).is_some(),
+                    judged_by_expectation: spec.expected_hang(&test.name).is_some()
+                        || matches!(test.kind, TestKind::Baseline { .. }),
                     lost_events: self.events.dropped(),
                     asked_events: self.transcript.asked_events.load(Ordering::Relaxed),
                 })

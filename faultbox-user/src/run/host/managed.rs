@@ -92,10 +92,10 @@ impl Managed {
     ) -> Result<Mechanism, HostError> {
         let mut supervision = self.supervision();
         if !self.service.is_alive() {
-            let how = self
-                .service
-                .ended()
-                .map_or_else(|| "is not running".to_owned(), |e| format!("has {e}"));
+            let how = self.service.ended().map_or_else(
+                || "is not running".to_owned(),
+                |e| format!("has ended ({e})"),
+            );
             return Err(HostError {
                 message: format!(
                     "service `{}` {how}: no fault can be put in force on it",

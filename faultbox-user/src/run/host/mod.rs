@@ -482,7 +482,12 @@ impl Host for TestHost {
         }
         let armed_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let id = ArmId(self.next.fetch_add(1, Ordering::Relaxed));
-        let targets: Vec<&str> = parts.iter().map(|p| p.target.as_str()).collect();
+        let mut targets: Vec<&str> = vec![];
+        for part in &parts {
+            if !targets.contains(&part.target.as_str()) {
+                targets.push(&part.target);
+            }
+        }
         self.events.record(
             "fault_armed",
             None,
@@ -581,16 +586,17 @@ impl Host for TestHost {
     fn process(&self, service: &str, what: ProcessFault) -> Result<(), HostError> {
         let (_, managed) = self.managed(service)?;
         if what != ProcessFault::Restart && !managed.service.is_alive() {
-            let how = managed
-                .service
-                .ended()
-                .map_or_else(|| "is not running".to_owned(), |e| format!("has {e}"));
+            let how = managed.service.ended().map_or_else(
+                || "is not running".to_owned(),
+                |e| format!("has ended ({e})"),
+            );
             return Err(HostError {
                 message: format!("service `{service}` {how}"),
                 help: Some("`restart()` starts it again".into()),
                 blame: Blame::Test,
             });
         }
+        let before = managed.service.pid();
         let event = match what {
             ProcessFault::Pause => {
                 managed.service.pause(true);
@@ -609,8 +615,10 @@ impl Host for TestHost {
                 "service_restarted"
             }
         };
+        // One that was killed has none any more.
+        let pid = managed.service.pid().or(before);
         self.events
-            .record(event, Some(service), json!({"pid": managed.service.pid()}));
+            .record(event, Some(service), json!({"pid": pid}));
         Ok(())
     }
 
@@ -624,7 +632,7 @@ impl Host for TestHost {
             "connect" | "disconnect" => Feature::Sockets,
             _ => Feature::Calls,
         };
-        self.seeing(&format!("events of type {kind:?}"), &[feature])
+        self.seeing(&format!("observing events of type {kind:?}"), &[feature])
             .map(|_| ())
     }
 
