@@ -1,10 +1,11 @@
-//! The repository's verbs, the same on a laptop and in CI: `cargo xtask demo | test | tidy | fuzz | bench | vm | ebpf`.
+//! The repository's verbs, the same on a laptop and in CI: `cargo xtask demo | test | tidy | fuzz | bench | vm | ebpf | instructions`.
 
 mod bench;
 mod clients;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod instructions;
 mod json;
 mod run;
 mod setup;
@@ -24,7 +25,8 @@ const USAGE: &str = "usage: cargo xtask <verb>
   bench  measure: what Faultbox costs where nothing is armed, where something is, and what others cost
 
   vm     [kernel]: run the specs of the kernel's side on Debian's kernel, or another, in a virtual machine
-  ebpf   build the programs for the kernel anew, installing their compiler if it is missing; with --check, compare instead";
+  ebpf   build the programs for the kernel anew, installing their compiler if it is missing; with --check, compare instead
+  instructions  count the instructions of each codec and proxy; --check fails where they are not the committed ones, --bless accepts them";
 
 /// Why a verb could not do its work.
 #[derive(Debug)]
@@ -64,6 +66,9 @@ fn main() -> ExitCode {
         ["vm", kernel] => vm::run(Some(kernel)),
         ["ebpf"] => ebpf::run(false),
         ["ebpf", "--check"] => ebpf::run(true),
+        ["instructions"] => instructions::run(instructions::Mode::Show),
+        ["instructions", "--check"] => instructions::run(instructions::Mode::Check),
+        ["instructions", "--bless"] => instructions::run(instructions::Mode::Bless),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(true)

@@ -255,6 +255,18 @@ pub fn for_vm() -> Result<()> {
     install(BUILD.iter().chain(VM))
 }
 
+/// What counting instructions takes.
+const INSTRUCTIONS: &[Need] = &[need(
+    Program("valgrind"),
+    "valgrind",
+    "its callgrind counts instructions, the same on every machine",
+)];
+
+/// Makes sure that instructions can be counted.
+pub fn for_instructions() -> Result<()> {
+    install(BUILD.iter().chain(INSTRUCTIONS))
+}
+
 /// Makes sure that the kernel's programs can be built.
 pub fn for_ebpf() -> Result<()> {
     install(BUILD.iter().chain(EBPF))
@@ -385,7 +397,13 @@ mod tests {
 
     #[test]
     fn every_need_has_a_package_and_a_reason() {
-        for need in BUILD.iter().chain(TESTS).chain(EBPF).chain(VM) {
+        for need in BUILD
+            .iter()
+            .chain(TESTS)
+            .chain(EBPF)
+            .chain(VM)
+            .chain(INSTRUCTIONS)
+        {
             assert!(!need.package.is_empty() && !need.why.is_empty());
         }
     }

@@ -31,10 +31,17 @@ pub fn build() -> Result<()> {
         "conformance-grpc",
     ]);
     run::must(&mut victims)?;
+    build_release()
+}
+
+/// Builds what runs in release, all in one go: features are unified over what is built together, and what one of these crates shares with
+/// another is then compiled once.
+pub fn build_release() -> Result<()> {
     let mut build = run::cargo();
     build.args(["build", "--release"]);
     for package in [
         "faultbox",
+        "faultbox-instructions",
         "orders-service",
         "quickstart-inventory",
         "quickstart-orders",

@@ -52,8 +52,12 @@ pub fn directions(repo: &Repo) -> Violations {
     let mut found = vec![];
     for file in repo.files.iter().filter(|f| f.path.ends_with("Cargo.toml")) {
         let own = package_name(file).and_then(layer);
-        let listed = package_name(file)
-            .is_none_or(|n| !matches!(n, "xtask" | "faultbox-bench" | "faultbox-fuzz"));
+        let listed = package_name(file).is_none_or(|n| {
+            !matches!(
+                n,
+                "xtask" | "faultbox-bench" | "faultbox-fuzz" | "faultbox-instructions"
+            )
+        });
         for (number, name) in dependencies(file) {
             let Some(theirs) = layer(&name).filter(|_| file.path != "Cargo.toml") else {
                 continue;
