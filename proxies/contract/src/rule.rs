@@ -233,6 +233,18 @@ pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, k)| k)
 }
 
+/// The known name that `name` is one slip of the finger away from: a letter too many, too few, another, or two in the wrong order; or only
+/// its letter case.
+pub fn slip_of<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let distance = |k: &str| strsim::damerau_levenshtein(&name.to_lowercase(), &k.to_lowercase());
+    known
+        .iter()
+        .map(|k| (distance(k), *k))
+        .filter(|(d, _)| *d <= 1)
+        .min_by_key(|(d, _)| *d)
+        .map(|(_, k)| k)
+}
+
 fn show_rule(rule: &RuleSpec) -> String {
     let args: Vec<String> = rule
         .args

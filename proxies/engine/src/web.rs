@@ -1,5 +1,6 @@
 //! What the protocols of the web share: bodies, header fields and request targets as specs write them.
 
+use faultbox_contract::rule::slip_of;
 use faultbox_contract::{Arg, ArgError, CheckedStep, Dialect, Glob};
 use serde_json::Value;
 
@@ -38,8 +39,7 @@ pub fn text_map(keyword: &str, map: Option<&Arg>) -> Result<Vec<(String, String)
     map.iter()
         .map(|(name, value)| {
             let value = value.as_str().unwrap_or_default();
-            let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-            if name.is_empty() || !name.bytes().all(token) {
+            if !is_token(name) {
                 Err(ArgError::new(
                     keyword,
                     format!("`{name}` is not a header name"),
@@ -54,6 +54,90 @@ pub fn text_map(keyword: &str, map: Option<&Arg>) -> Result<Vec<(String, String)
             }
         })
         .collect()
+}
+
+/// A token (RFC 9110, 5.6.2): what names of fields and methods are made of.
+fn is_token(text: &str) -> bool {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(token)
+}
+
+/// The methods that are registered (IANA, "HTTP Method Registry"), those that everybody uses first.
+const METHODS: &[&str] = &[
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "PATCH",
+    "OPTIONS",
+    "CONNECT",
+    "TRACE",
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "COPY",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "ORDERPATCH",
+    "PRI",
+    "PROPFIND",
+    "PROPPATCH",
+    "QUERY",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+    "VERSION-CONTROL",
+];
+
+/// Refuses a pattern of methods that is a slip: it would match nothing, and nobody would know. Patterns with a glob's characters may mean
+/// anything, and so may names that are like no registered one (PURGE): methods are an open set (RFC 9110, section 9.1).
+///
+/// # Errors
+/// Names `arg`, and the method that was probably meant.
+pub fn check_method(arg: &str, pattern: &str) -> Result<(), ArgError> {
+    if pattern.contains(['*', '?', '[', '{', '\\']) || METHODS.contains(&pattern) {
+        return Ok(());
+    }
+    let error = |what| {
+        let lead = if arg.is_empty() {
+            String::new()
+        } else {
+            format!("`{arg}`: ")
+        };
+        ArgError::new(arg, format!("{lead}`{pattern}` is {what}"))
+    };
+    match slip_of(pattern, METHODS) {
+        Some(meant) => {
+            let (first, rest) = pattern.split_at(pattern.chars().next().map_or(0, char::len_utf8));
+            let hint = match pattern.eq_ignore_ascii_case(meant) {
+                true => format!("did you mean `{meant}`? Methods are written in upper case"),
+                false => format!(
+                    "did you mean `{meant}`? A method that is really called so is written as a pattern: `[{first}]{rest}`"
+                ),
+            };
+            Err(error("no method of HTTP").hint(hint))
+        }
+        None if is_token(pattern) => Ok(()),
+        None => Err(error("no method: those are words like GET")
+            .hint("leave it out to match every method; `{GET,HEAD}` matches several")),
+    }
 }
 
 /// A dict of names to globs, compiled.
@@ -173,5 +257,54 @@ pub fn reason(status: u16) -> &'static str {
         508 => "Loop Detected",
         511 => "Network Authentication Required",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_that_are_slips_are_refused() {
+        let hint = |pattern| check_method("method", pattern).unwrap_err().hint.unwrap();
+        for (slip, meant) in [
+            ("GTE", "GET"),
+            ("get", "GET"),
+            ("Get", "GET"),
+            ("POTS", "POST"),
+            ("gte", "GET"),
+            ("DELET", "DELETE"),
+            ("OPTION", "OPTIONS"),
+            ("SET", "GET"),
+        ] {
+            assert!(
+                hint(slip).contains(&format!("`{meant}`")),
+                "{slip}: {}",
+                hint(slip)
+            );
+        }
+        assert!(hint("SET").contains("`[S]ET`"));
+        for no_token in ["", " ", "GET POST", "GET,HEAD", "größer", "/orders"] {
+            assert!(check_method("method", no_token).is_err(), "{no_token}");
+        }
+    }
+
+    #[test]
+    fn methods_that_may_be_meant_pass() {
+        for fine in [
+            "GET",
+            "PURGE",
+            "BAN",
+            "M-SEARCH",
+            "G?T",
+            "{get,post}",
+            "*",
+            "[S]ET",
+            "PROPFIND",
+            "PUT",
+            "POST",
+        ] {
+            assert_eq!(check_method("method", fine), Ok(()), "{fine}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::codec::split_target;
 use crate::steps;
-use faultbox_engine::web::{encode_body, encode_json, globs, reason, text_map};
+use faultbox_engine::web::{check_method, encode_body, encode_json, globs, reason, text_map};
 
 /// How much of a request's body the matchers look at.
 pub const BODY_WINDOW: usize = 64 << 10;
@@ -340,6 +340,9 @@ pub fn compile(rule: &CheckedRule) -> Result<Arc<dyn Any + Send + Sync>, ArgErro
             .hint("leave one of them out"));
         }
         body = glob("body", Dialect::Text)?;
+    }
+    if let Some(method) = rule.text_of("method") {
+        check_method("method", method)?;
     }
     // A request's path begins with "/" (RFC 9112, section 3.2.1), or is "*" or a whole URL, which only a pattern can mean.
     if let Some(path) = rule.text_of("path")

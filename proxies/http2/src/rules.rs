@@ -8,7 +8,7 @@ use faultbox_contract::doc::{Class, common};
 use faultbox_contract::{
     ActionDoc, Arg, ArgError, ArmedRule, CheckedRule, Dialect, Glob, Kind, ParamDoc, ProtocolDoc,
 };
-use faultbox_engine::web::{encode_body, encode_json, globs, reason, text_map};
+use faultbox_engine::web::{check_method, encode_body, encode_json, globs, reason, text_map};
 use serde_json::json;
 
 use crate::codec::hpack::Field;
@@ -120,7 +120,7 @@ pub static HTTP2: ProtocolDoc = ProtocolDoc {
         ParamDoc::opt(
             "method",
             Kind::Glob(Dialect::Text),
-            "the request's method (case ignored); a pattern that begins with \"/\" is a gRPC method",
+            "the request's method; a pattern that begins with \"/\" is a gRPC method",
         ),
         PATH,
         AUTHORITY,
@@ -386,7 +386,10 @@ pub fn compile(
             check_slash("method", pattern, "a gRPC method")?;
             glob("method", Dialect::Text)?.map(Method::Grpc)
         }
-        Some(_) => glob("method", Dialect::TextNoCase)?.map(Method::Http),
+        Some(pattern) => {
+            check_method("method", pattern)?;
+            glob("method", Dialect::TextNoCase)?.map(Method::Http)
+        }
     };
     if let Some(path) = rule.text_of("path") {
         check_slash("path", path, "a request's path")?;

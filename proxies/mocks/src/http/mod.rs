@@ -5,6 +5,7 @@ mod server;
 use std::sync::Arc;
 
 use faultbox_contract::{Arg, ArgError, Dialect, Glob, Kind, ParamDoc, RuleSpec};
+use faultbox_engine::web::check_method;
 use faultbox_http::rules::{self, Action, Answer, HttpRule};
 use serde_json::{Map, Value, json};
 
@@ -90,6 +91,9 @@ impl Script for Http {
         if path.contains('?') {
             return Err(ArgError::new("", format!("`{text}`: a route's path has no `?`"))
                 .hint("routes look at the path without the query string; a function sees `request.query`"));
+        }
+        if let Some(method) = method {
+            check_method("", method)?;
         }
         let glob = |text, dialect| Glob::new(text, dialect).map_err(wrong);
         Ok(Pattern {
@@ -232,7 +236,18 @@ mod tests {
         assert!(selects("PUT /a%20b", "PUT", "/a%20b"));
         assert!(selects("/café", "PUT", "/caf%C3%A9"));
         assert!(selects("{PUT,PATCH} /x", "PATCH", "/x"));
-        for bad in ["orders", "GET orders", "GET /a?b=1", "GET /[", "/a b", ""] {
+        assert!(selects("PURGE /x", "PURGE", "/x"));
+        for bad in [
+            "get /x",
+            "POTS /x",
+            "G:T /x",
+            "orders",
+            "GET orders",
+            "GET /a?b=1",
+            "GET /[",
+            "/a b",
+            "",
+        ] {
             assert!(Http.pattern(bad).is_err(), "{bad}");
         }
     }
