@@ -255,6 +255,25 @@ pub fn for_vm() -> Result<()> {
     install(BUILD.iter().chain(VM))
 }
 
+/// What the bench runs besides what the tests do: other proxies.
+const BENCH: &[Need] = &[
+    need(
+        File("/usr/sbin/haproxy"),
+        "haproxy",
+        "a proxy to compare with",
+    ),
+    need(
+        File("/usr/lib/nginx/modules/ngx_stream_module.so"),
+        "libnginx-mod-stream",
+        "another: nginx for byte streams",
+    ),
+];
+
+/// Makes sure that building, testing and the bench work.
+pub fn for_bench() -> Result<()> {
+    install(BUILD.iter().chain(TESTS).chain(BENCH))
+}
+
 /// What counting instructions takes.
 const INSTRUCTIONS: &[Need] = &[need(
     Program("valgrind"),
@@ -402,6 +421,7 @@ mod tests {
             .chain(TESTS)
             .chain(EBPF)
             .chain(VM)
+            .chain(BENCH)
             .chain(INSTRUCTIONS)
         {
             assert!(!need.package.is_empty() && !need.why.is_empty());

@@ -59,6 +59,22 @@ pub fn postgres(addr: SocketAddr, connections: u64, requests: u64) -> Result<Val
     })
 }
 
+/// GET of a value that each connection has set before.
+pub fn redis(addr: SocketAddr, connections: u64, requests: u64) -> Result<Value, String> {
+    closed_loop(connections, requests, async move || {
+        let stream = TcpStream::connect(addr).await.map_err(|e| e.to_string())?;
+        stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        let mut redis = Redis(stream);
+        let value = "x".repeat(VALUE);
+        let set = format!("*3\r\n$3\r\nSET\r\n$5\r\nbench\r\n${VALUE}\r\n{value}\r\n");
+        redis.exchange(set.as_bytes(), b"+OK\r\n".len()).await?;
+        Ok(redis)
+    })
+}
+
+/// Bytes in the value that is read.
+const VALUE: usize = 64;
+
 /// A connection that can ask one thing.
 trait Ask: Send + 'static {
     fn ask(&mut self) -> impl Future<Output = Result<(), String>> + Send;
@@ -97,6 +113,33 @@ impl Ask for Postgres {
     async fn ask(&mut self) -> Result<(), String> {
         let answer = self.0.simple_query("SELECT 1").await;
         answer.map(|_| ()).map_err(|e| e.to_string())
+    }
+}
+
+struct Redis(TcpStream);
+
+impl Redis {
+    /// Sends a command whose answer has this many bytes.
+    async fn exchange(&mut self, command: &[u8], answer: usize) -> Result<(), String> {
+        let failed = |e: std::io::Error| e.to_string();
+        self.0.write_all(command).await.map_err(failed)?;
+        let mut heard = [0; 128];
+        self.0
+            .read_exact(&mut heard[..answer])
+            .await
+            .map_err(failed)?;
+        match heard[0] {
+            b'+' | b'$' => Ok(()),
+            _ => Err(String::from_utf8_lossy(&heard[..answer]).into_owned()),
+        }
+    }
+}
+
+impl Ask for Redis {
+    async fn ask(&mut self) -> Result<(), String> {
+        // "$64", the value, and the ends of both lines.
+        self.exchange(b"*2\r\n$3\r\nGET\r\n$5\r\nbench\r\n", 5 + VALUE + 2)
+            .await
     }
 }
 
@@ -158,6 +201,32 @@ async fn measure<C: Ask>(
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    #[test]
+    fn values_are_read_and_errors_are_errors() {
+        use std::io::{Read, Write};
+        let serve = |get: &'static str| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let addr = listener.local_addr().unwrap();
+            std::thread::spawn(move || {
+                for mut stream in listener.incoming().flatten() {
+                    let mut buffer = [0; 256];
+                    while let Ok(1..) = stream.read(&mut buffer) {
+                        let answer = match &buffer[..2] {
+                            b"*3" => "+OK\r\n",
+                            _ => get,
+                        };
+                        stream.write_all(answer.as_bytes()).unwrap();
+                    }
+                }
+            });
+            addr
+        };
+        let value: &str = format!("$64\r\n{}\r\n", "x".repeat(VALUE)).leak();
+        assert_eq!(redis(serve(value), 1, 50).unwrap()["requests"], 51);
+        let error: &str = format!("-ERR {}\r\n", "x".repeat(VALUE)).leak();
+        assert!(redis(serve(error), 1, 50).is_err());
+    }
 
     #[test]
     fn every_request_is_counted_once_also_through_the_relay() {

@@ -21,6 +21,7 @@ const USAGE: &str = "usage: faultbox-bench <what>
   serve LISTEN                            an HTTP server that answers at once
   http ADDR PATH CONNECTIONS REQUESTS     closed loop of GET PATH per connection; REQUESTS in all
   postgres ADDR CONNECTIONS REQUESTS      closed loop of SELECT 1 (simple query), user and database postgres
+  redis ADDR CONNECTIONS REQUESTS         closed loop of GET of a 64-byte value
   pwrite FILE CALLS                       a busy loop of 64-byte pwrite(2) calls
   lab NAME DIR                            a service that measures from the inside, at FAULTBOX_<NAME>_HTTP_ADDR; files go to DIR";
 
@@ -52,6 +53,10 @@ fn run(words: &[&str]) -> Result<(), String> {
         ["postgres", addr, connections, requests] => {
             let (connections, requests) = (parse(connections)?, parse(requests)?);
             load::postgres(parse(addr)?, connections, requests).map(|report| println!("{report}"))
+        }
+        ["redis", addr, connections, requests] => {
+            let (connections, requests) = (parse(connections)?, parse(requests)?);
+            load::redis(parse(addr)?, connections, requests).map(|report| println!("{report}"))
         }
         ["pwrite", file, calls] => {
             let report = pwrite::run(file, parse(calls)?).map_err(|e| format!("{file}: {e}"))?;

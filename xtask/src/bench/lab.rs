@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::peers::{Peer, kinds};
+use super::usage;
 use crate::json::Json;
 use crate::{Error, Result};
 use crate::{run, specs};
@@ -37,6 +39,11 @@ pub struct Lab {
     /// Bare relays to `quiet`'s servers.
     pub http_relay: Relay,
     pub postgres_relay: Relay,
+    pub redis_relay: Relay,
+    /// Other proxies to the same servers.
+    pub http_peers: Vec<Peer>,
+    pub postgres_peers: Vec<Peer>,
+    pub redis_peers: Vec<Peer>,
 }
 
 impl Lab {
@@ -45,11 +52,20 @@ impl Lab {
         let dir = super::dir();
         std::fs::create_dir_all(&dir).map_err(|e| Error::new(format!("{}: {e}", dir.display())))?;
         let quiet = Held::start("quiet")?;
+        let peers = |protocol: &str, upstream: &str| -> Result<Vec<Peer>> {
+            let upstream = quiet.addr(upstream)?;
+            let one = |kind: &_| Peer::start(*kind, protocol, upstream);
+            kinds(protocol).iter().map(one).collect()
+        };
         Ok(Lab {
             native: Native::start("native", &[])?,
             strace: Native::start("strace", &STRACE)?,
             http_relay: Relay::start(quiet.addr("BENCH_HTTP_DIRECT")?)?,
             postgres_relay: Relay::start(quiet.addr("BENCH_PG_DIRECT")?)?,
+            redis_relay: Relay::start(quiet.addr("BENCH_REDIS_DIRECT")?)?,
+            http_peers: peers("http", "BENCH_HTTP_DIRECT")?,
+            postgres_peers: peers("postgres", "BENCH_PG_DIRECT")?,
+            redis_peers: peers("redis", "BENCH_REDIS_DIRECT")?,
             calls: Held::start("calls")?,
             counted: Held::start("counted")?,
             rules: Held::start("rules")?,
@@ -81,10 +97,24 @@ const STRACE: [&str; 8] = [
     "inject=write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg:error=EIO:when=65535",
 ];
 
+/// A program that may have as many descriptors as a thousand connections take: a relay has six for each. The shell becomes the program.
+pub fn roomy(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"ulimit -n 16384 2>/dev/null; exec "$0" "$@""#])
+        .arg(program);
+    command
+}
+
 /// A process that ends with its owner.
-struct Running(Child);
+pub struct Running(Child);
 
 impl Running {
+    /// Its id.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Has it ended, or does it by then?
     fn ended_by(&mut self, deadline: Instant) -> bool {
         while Instant::now() < deadline {
@@ -111,7 +141,8 @@ impl Drop for Running {
     }
 }
 
-fn start(command: &mut Command, output: Stdio) -> Result<Running> {
+/// Starts a process.
+pub fn start(command: &mut Command, output: Stdio) -> Result<Running> {
     run::say(command);
     command
         .stdin(Stdio::null())
@@ -125,19 +156,22 @@ fn start(command: &mut Command, output: Stdio) -> Result<Running> {
 /// A server, a bare relay in front of it.
 pub struct Relay {
     pub addr: SocketAddr,
-    _process: Running,
+    process: Running,
 }
 
 impl Relay {
+    /// Whose CPU time and memory are the relay's.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     fn start(upstream: SocketAddr) -> Result<Relay> {
         let addr = free()?;
         let args = ["relay", &addr.to_string(), &upstream.to_string()];
-        let process = start(tool().args(args), Stdio::null())?;
+        let program = specs::target().join("release/faultbox-bench");
+        let process = start(roomy(program).args(args), Stdio::null())?;
         await_listener(addr)?;
-        Ok(Relay {
-            addr,
-            _process: process,
-        })
+        Ok(Relay { addr, process })
     }
 }
 
@@ -222,7 +256,7 @@ impl Held {
         let _ = std::fs::remove_file(&note);
         let output =
             File::create(&report).map_err(|e| Error::new(format!("{}: {e}", report.display())))?;
-        let mut command = Command::new(specs::faultbox());
+        let mut command = roomy(specs::faultbox());
         command.current_dir(run::root()).args([
             "test",
             "xtask/bench/specs/hold.star",
@@ -257,6 +291,11 @@ impl Held {
                 )));
             }
         }
+    }
+
+    /// The run and its worker, in which the proxies are.
+    pub fn pids(&self) -> Vec<u32> {
+        usage::family(self.process.pid())
     }
 
     /// Where something listens, by the name of the variable that tells it to the services.
@@ -335,13 +374,14 @@ pub fn get(addr: SocketAddr, target: &str) -> Result<Json> {
 }
 
 /// A loopback address that is free now.
-fn free() -> Result<SocketAddr> {
+pub fn free() -> Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")
         .and_then(|l| l.local_addr())
         .map_err(|e| Error::new(format!("no free port: {e}")))
 }
 
-fn await_listener(addr: SocketAddr) -> Result<()> {
+/// Waits until something listens there.
+pub fn await_listener(addr: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while TcpStream::connect(addr).is_err() {
         if Instant::now() > deadline {

@@ -4,12 +4,14 @@
 
 mod delays;
 mod lab;
+mod peers;
 mod proxies;
 mod runs;
 mod stats;
 mod syscalls;
 mod table;
 mod tracing;
+mod usage;
 
 use table::Table;
 
@@ -22,7 +24,8 @@ const BLOCKS: usize = 7;
 
 /// Runs every comparison and prints the table.
 pub fn run() -> Result {
-    setup::for_tests()?;
+    setup::for_bench()?;
+    peers::install()?;
     specs::build()?;
     let mut build = run::cargo();
     build.args(["build", "--release", "--package", "faultbox-bench"]);
@@ -36,6 +39,8 @@ pub fn run() -> Result {
     delays::measure(&lab, &mut table)?;
     proxies::http(&lab, &mut table)?;
     proxies::postgres(&lab, &mut table)?;
+    proxies::redis(&lab, &mut table)?;
+    proxies::idle(&lab, &mut table)?;
     let [quiet, calls, counted, rules] = lab.close()?;
     syscalls::decisions(&calls, &counted, &mut table);
     proxies::own_share(&quiet, &rules, &mut table);

@@ -1,111 +1,219 @@
-//! What a proxy adds, next to what the barest relay adds.
+//! What a proxy adds, next to what the barest relay and other proxies add.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
-use super::lab::{Lab, load};
+use super::lab::{Lab, Relay, load};
+use super::peers::Peer;
 use super::stats::Samples;
 use super::table::{Goal, Table, show};
-use super::{BLOCKS, number};
-use crate::Result;
+use super::{BLOCKS, number, usage};
 use crate::json::Json;
+use crate::{Error, Result};
 
 /// Connections, requests per block over all of them.
 const SETTINGS: [(u64, u64); 2] = [(1, 4_000), (64, 20_000)];
+/// Connections that are open and say nothing: of this process, which may have 1024 descriptors.
+const IDLE: usize = 1000;
+const SETTLES: Duration = Duration::from_secs(1);
 /// p50 through the proxy per p50 through the bare relay.
 const LIKE_A_RELAY: Goal = Goal::AtMost(1.3);
 /// What the slowest hundredth may wait longer than without a proxy.
 const TAIL: Goal = Goal::AtMost(1000.0);
 
+/// One way to a server.
+struct Side {
+    name: String,
+    addr: SocketAddr,
+    /// The processes that are in between.
+    pids: Vec<u32>,
+    /// Is it Faultbox's? Only those have goals.
+    ours: bool,
+}
+
+/// Where [`sides`] puts the way without a proxy, and the one through the bare relay.
+const DIRECT: usize = 0;
+const RELAY: usize = 1;
+
+/// All ways to the server whose addresses the lab calls `BENCH_<variable>`.
+fn sides(lab: &Lab, variable: &str, relay: &Relay, peers: &[Peer]) -> Result<Vec<Side>> {
+    let proxied = format!("BENCH_{variable}");
+    let side = |name: &str, addr, pids, ours| Side {
+        name: name.to_owned(),
+        addr,
+        pids,
+        ours,
+    };
+    let direct = lab.quiet.addr(&format!("{proxied}_DIRECT"))?;
+    let mut sides = vec![
+        side("direct", direct, vec![], false),
+        side("bare splice relay", relay.addr, vec![relay.pid()], false),
+        side(
+            "proxy, nothing armed",
+            lab.quiet.addr(&proxied)?,
+            lab.quiet.pids(),
+            true,
+        ),
+        side(
+            "proxy, rule armed, never matching",
+            lab.rules.addr(&proxied)?,
+            lab.rules.pids(),
+            true,
+        ),
+    ];
+    sides.extend(
+        peers
+            .iter()
+            .map(|peer| side(peer.kind.name(), peer.addr, vec![peer.pid()], false)),
+    );
+    Ok(sides)
+}
+
 /// GET over keep-alive connections.
 pub fn http(lab: &Lab, table: &mut Table) -> Result<()> {
-    let sides = [
-        lab.quiet.addr("BENCH_HTTP_DIRECT")?,
-        lab.http_relay.addr,
-        lab.quiet.addr("BENCH_HTTP")?,
-        lab.rules.addr("BENCH_HTTP")?,
-    ];
-    compare("http", &["http"], &["/"], sides, table)
+    let sides = sides(lab, "HTTP", &lab.http_relay, &lab.http_peers)?;
+    compare("http", &["/"], &sides, table)
 }
 
 /// SELECT 1 as a simple query.
 pub fn postgres(lab: &Lab, table: &mut Table) -> Result<()> {
-    let sides = [
-        lab.quiet.addr("BENCH_PG_DIRECT")?,
-        lab.postgres_relay.addr,
-        lab.quiet.addr("BENCH_PG")?,
-        lab.rules.addr("BENCH_PG")?,
-    ];
-    compare("postgres", &["postgres"], &[], sides, table)
+    let sides = sides(lab, "PG", &lab.postgres_relay, &lab.postgres_peers)?;
+    compare("postgres", &[], &sides, table)
 }
 
-fn compare(
-    protocol: &str,
-    before: &[&str],
-    after: &[&str],
-    sides: [SocketAddr; 4],
-    table: &mut Table,
-) -> Result<()> {
+/// GET of a small value.
+pub fn redis(lab: &Lab, table: &mut Table) -> Result<()> {
+    let sides = sides(lab, "REDIS", &lab.redis_relay, &lab.redis_peers)?;
+    compare("redis", &[], &sides, table)
+}
+
+/// What one side's blocks gave.
+#[derive(Default)]
+struct Seen {
+    p50: Samples,
+    p99: Samples,
+    per_s: Samples,
+    /// CPU time per request, in microseconds.
+    cpu: Samples,
+}
+
+fn compare(protocol: &str, after: &[&str], sides: &[Side], table: &mut Table) -> Result<()> {
     for (connections, requests) in SETTINGS {
-        let mut p50 = [const { Samples::new() }; 4];
-        let mut p99 = [const { Samples::new() }; 4];
+        let mut seen: Vec<Seen> = sides.iter().map(|_| Seen::default()).collect();
         for block in 0..BLOCKS {
             for turn in 0..sides.len() {
                 // Every side is first once in a while.
                 let i = (turn + block) % sides.len();
-                let (addr, connections, requests) = (
-                    sides[i].to_string(),
-                    connections.to_string(),
-                    requests.to_string(),
-                );
-                let mut args = before.to_vec();
-                args.push(&addr);
+                let (side, seen) = (&sides[i], &mut seen[i]);
+                let addr = side.addr.to_string();
+                let (connections, requests) = (connections.to_string(), requests.to_string());
+                let mut args = vec![protocol, &addr];
                 args.extend(after);
                 args.extend([connections.as_str(), requests.as_str()]);
+                let before = usage::cpu(&side.pids);
                 let report = load(&args)?;
-                p50[i].push(number(&report, &["p50_us"])?);
-                p99[i].push(number(&report, &["p99_us"])?);
+                let took = usage::cpu(&side.pids) - before;
+                seen.p50.push(number(&report, &["p50_us"])?);
+                seen.p99.push(number(&report, &["p99_us"])?);
+                seen.per_s.push(number(&report, &["per_s"])?);
+                // Those before the measurement cost, too; they are few.
+                seen.cpu.push(took / 1e3 / number(&report, &["requests"])?);
             }
         }
-        let [direct, relay, ..] = &p50;
-        let beyond = |side: &Samples, base: &Samples| side.per(base, |side, base| side - base);
         let at = match connections {
             1 => "1 in flight".to_owned(),
             n => format!("{n} connections"),
         };
+        rows(&format!("{protocol}, {at}"), sides, &seen, table);
+    }
+    Ok(())
+}
+
+/// The rows of one setting.
+fn rows(at: &str, sides: &[Side], seen: &[Seen], table: &mut Table) {
+    let (direct, relay) = (&seen[DIRECT], &seen[RELAY]);
+    let beyond = |side: &Samples, base: &Samples| side.per(base, |side, base| side - base);
+    let share = |side: &Samples, base: &Samples| side.per(base, |side, base| side / base);
+    for (i, (side, seen)) in sides.iter().zip(seen).enumerate() {
+        let who = format!("{at}, {}", side.name);
+        match i {
+            DIRECT => continue,
+            RELAY => table.row(
+                format!("{who}: p50 added"),
+                &beyond(&seen.p50, &direct.p50),
+                "µs",
+                Goal::None,
+                &format!(
+                    "{} µs, direct {}; p99 {}, direct {}",
+                    show(seen.p50.median()),
+                    show(direct.p50.median()),
+                    show(seen.p99.median()),
+                    show(direct.p99.median())
+                ),
+            ),
+            _ => {
+                table.row(
+                    format!("{who}: p50 of the relay's"),
+                    &share(&seen.p50, &relay.p50),
+                    "×",
+                    if side.ours { LIKE_A_RELAY } else { Goal::None },
+                    &format!(
+                        "{} µs, {} added",
+                        show(seen.p50.median()),
+                        show(beyond(&seen.p50, &direct.p50).median())
+                    ),
+                );
+                table.row(
+                    format!("{who}: p99 added"),
+                    &beyond(&seen.p99, &direct.p99),
+                    "µs",
+                    if side.ours { TAIL } else { Goal::None },
+                    &format!("{} µs", show(seen.p99.median())),
+                );
+            }
+        }
         table.row(
-            format!("{protocol}, {at}, bare splice relay: p50 added"),
-            &beyond(relay, direct),
-            "µs",
+            format!("{who}: requests/s of direct"),
+            &share(&seen.per_s, &direct.per_s),
+            "×",
             Goal::None,
             &format!(
-                "{} µs, direct {}; p99 {}, direct {}",
-                show(relay.median()),
-                show(direct.median()),
-                show(p99[1].median()),
-                show(p99[0].median())
+                "{} requests/s, direct {}; {} µs of CPU each",
+                show(seen.per_s.median()),
+                show(direct.per_s.median()),
+                show(seen.cpu.median())
             ),
         );
-        for (i, state) in [(2, "nothing armed"), (3, "rule armed, never matching")] {
-            let who = format!("{protocol}, {at}, proxy, {state}");
-            table.row(
-                format!("{who}: p50 of the relay's"),
-                &p50[i].per(relay, |ours, relay| ours / relay),
-                "×",
-                LIKE_A_RELAY,
-                &format!(
-                    "{} µs, {} added",
-                    show(p50[i].median()),
-                    show(beyond(&p50[i], direct).median())
-                ),
-            );
-            table.row(
-                format!("{who}: p99 added"),
-                &beyond(&p99[i], &p99[0]),
-                "µs",
-                TAIL,
-                &format!("{} µs", show(p99[i].median())),
-            );
+    }
+}
+
+/// Memory while a thousand connections are open and say nothing. To Redis, which has neither a thread nor a process for each.
+pub fn idle(lab: &Lab, table: &mut Table) -> Result<()> {
+    for side in sides(lab, "REDIS", &lab.redis_relay, &lab.redis_peers)? {
+        if side.pids.is_empty() {
+            continue;
         }
+        let before = usage::memory(&side.pids);
+        let open = |_| TcpStream::connect(side.addr);
+        let held: std::io::Result<Vec<TcpStream>> = (0..IDLE).map(open).collect();
+        let held = held.map_err(|e| Error::new(format!("{}: {e}", side.addr)))?;
+        // The last of them has its way to the server by then.
+        std::thread::sleep(SETTLES);
+        let after = usage::memory(&side.pids);
+        drop(held);
+        std::thread::sleep(SETTLES);
+        let megabytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        table.row(
+            format!("{IDLE} idle connections, {}: memory", side.name),
+            &[megabytes(after)].into_iter().collect(),
+            "MiB",
+            Goal::None,
+            &format!(
+                "{} before, {} KiB a connection",
+                show(megabytes(before)),
+                show(megabytes(after.saturating_sub(before)) * 1024.0 / IDLE as f64)
+            ),
+        );
     }
     Ok(())
 }

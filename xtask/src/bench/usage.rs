@@ -1,0 +1,85 @@
+//! What processes use, as /proc tells it.
+
+use std::path::Path;
+
+/// These processes' CPU time so far, in nanoseconds: of all threads that are alive (proc(5), /proc/pid/schedstat).
+pub fn cpu(pids: &[u32]) -> f64 {
+    let threads = pids.iter().flat_map(|pid| {
+        std::fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+    });
+    threads
+        .filter_map(|thread| {
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<f64>().ok()
+        })
+        .sum()
+}
+
+/// Their resident memory, in bytes.
+pub fn memory(pids: &[u32]) -> u64 {
+    let one = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    pids.iter().filter_map(one).sum::<u64>() << 10
+}
+
+/// A process and those below it that run the same program: a run and its workers, without the services.
+pub fn family(pid: u32) -> Vec<u32> {
+    let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let own = program(pid);
+    let mut found = vec![pid];
+    let mut at = 0;
+    while let Some(&parent) = found.get(at) {
+        at += 1;
+        let threads = std::fs::read_dir(format!("/proc/{parent}/task"));
+        for thread in threads.into_iter().flatten().flatten() {
+            found.extend(
+                children(&thread.path())
+                    .into_iter()
+                    .filter(|child| program(*child) == own),
+            );
+        }
+    }
+    found
+}
+
+fn children(thread: &Path) -> Vec<u32> {
+    let text = std::fs::read_to_string(thread.join("children")).unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_seen_at_work() {
+        let own = [std::process::id()];
+        let before = cpu(&own);
+        let since = std::time::Instant::now();
+        while since.elapsed().as_millis() < 30 {
+            std::hint::spin_loop();
+        }
+        assert!(cpu(&own) > before);
+        assert!(memory(&own) > 1 << 20);
+    }
+
+    #[test]
+    fn other_programs_are_no_family() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let family = family(std::process::id());
+        assert!(!family.contains(&child.id()) && family.contains(&std::process::id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
