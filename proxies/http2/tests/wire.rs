@@ -303,3 +303,91 @@ async fn data_that_a_rule_keeps_back_is_credited_to_its_sender() {
     }
     assert!(cancelled && credited == 1000);
 }
+
+/// What a rule has sent leaves less of the client's window than the server knows of, and its DATA must be split; padding cannot be, and goes.
+#[tokio::test]
+async fn padded_data_is_split_where_the_window_ends() {
+    const CONTENT: usize = 16_000;
+    const PAD: u8 = 200;
+    for special in [false, true] {
+        let mut pair = pair().await;
+        let body = text(&"o".repeat(30_000));
+        pair.proxy
+            .arm("response", &[("path", text("/ours")), ("body", body)]);
+        if special {
+            let rate = ("rate", text("500MB/s"));
+            pair.proxy
+                .arm("throttle", &[("path", text("/theirs")), rate]);
+        }
+        pair.client.get(1, "/ours", &[]).await;
+        assert_eq!(pair.client.data_of(1).await, 30_000);
+        pair.client.get(3, "/theirs", &[]).await;
+        while pair.server.any().await.kind != 1 {}
+
+        let content: Vec<u8> = (0..3 * CONTENT).map(|i| (i % 251) as u8).collect();
+        pair.server.say(&frame(1, 4, 3, &[0x88])).await;
+        for part in content.chunks(CONTENT) {
+            let mut payload = vec![PAD];
+            payload.extend(part);
+            payload.extend([0; PAD as usize]);
+            pair.server.say(&frame(0, 8, 3, &payload)).await;
+        }
+        pair.server.say(&frame(0, 1, 3, &[])).await;
+
+        // A client that credits nothing before its window is used up.
+        let mut heard: Vec<u8> = vec![];
+        let (mut window, mut credited) = (65_535 - 30_000, false);
+        loop {
+            let Frame {
+                kind,
+                flags,
+                payload,
+                ..
+            } = pair.client.next().await;
+            if kind != 0 {
+                continue;
+            }
+            assert!(payload.len() <= window, "the window is overdrawn");
+            window -= payload.len();
+            let pad = match flags & 8 {
+                0 => 0,
+                _ => usize::from(payload[0]) + 1,
+            };
+            heard.extend(&payload[pad.min(1)..payload.len() - pad.saturating_sub(1)]);
+            if window == 0 {
+                pair.client.window_update(0, 65_535).await;
+                (window, credited) = (65_535, true);
+            }
+            if flags & 1 != 0 {
+                break;
+            }
+        }
+        assert!(
+            heard == content,
+            "{} bytes of {}",
+            heard.len(),
+            content.len()
+        );
+        // The server has back what it may send, padding that the client has not seen included, on the stream, too.
+        let mut back = [0usize; 2];
+        pair.server.say(&frame(6, 0, 0, b"a ping!!")).await;
+        assert_eq!(pair.client.next().await.kind, 6);
+        pair.client.say(&frame(6, 1, 0, b"a ping!!")).await;
+        loop {
+            let frame = pair.server.any().await;
+            match frame.kind {
+                6 => break,
+                8 => {
+                    let more = u32::from_be_bytes(frame.payload[..4].try_into().unwrap());
+                    back[usize::from(frame.stream != 0)] += more as usize;
+                }
+                _ => {}
+            }
+        }
+        let pad = usize::from(PAD) + 1;
+        let stripped = if special { 3 * pad } else { pad };
+        let connection = if credited { 65_535 - 30_000 } else { 0 };
+        assert_eq!(back, [connection + stripped, stripped], "{special}");
+        assert_eq!(pair.proxy.degradations(), [""; 0]);
+    }
+}

@@ -92,7 +92,7 @@ impl Session<'_> {
             return Ok(Next::More);
         }
         if self.overdrawn(way, head) {
-            return Ok(self.split_data(own, head, bytes));
+            return self.split_data(own, head, bytes);
         }
         if is_plain {
             let next = self.pass_as(way, own, head, bytes);
@@ -133,15 +133,18 @@ impl Session<'_> {
 
     /// Sends of a frame that would overdraw the window what fits: a client may wait for its window to run low before it credits
     /// anything. The rest stays, under a head of its own.
-    fn split_data(&mut self, own: u32, head: Head, bytes: &mut [u8]) -> Next {
+    fn split_data(&mut self, own: u32, head: Head, bytes: &mut [u8]) -> Result<Next, Malformed> {
         let fits = usize::try_from(self.window).unwrap_or(0);
-        // Padding cannot be split; few senders pad.
-        if fits == 0 || head.has(flag::PADDED) {
-            return Next::More;
+        if fits == 0 {
+            return Ok(Next::More);
         }
+        // What is needed of it must still come.
         self.stalled = false;
+        if head.has(flag::PADDED) {
+            return self.unpad(own, head, bytes);
+        }
         if bytes.len() < HEAD + fits {
-            return Next::More;
+            return Ok(Next::More);
         }
         self.window -= fits as i64;
         let content = Bytes::copy_from_slice(&bytes[HEAD..HEAD + fits]);
@@ -156,7 +159,31 @@ impl Session<'_> {
         let len = head.len - fits;
         Head { len, ..head }.put(&mut rest);
         bytes[fits..fits + HEAD].copy_from_slice(&rest);
-        Next::Replace(fits)
+        Ok(Next::Replace(fits))
+    }
+
+    /// Takes the padding out of DATA that overdraws the window: a frame with padding cannot be split, because where it lies is said in front
+    /// and it lies behind. The server gets it credited here, since the client will never see it. The frame is judged anew.
+    fn unpad(&mut self, own: u32, head: Head, bytes: &mut [u8]) -> Result<Next, Malformed> {
+        let Some(payload) = bytes.get(HEAD..head.whole()) else {
+            return Ok(Next::More);
+        };
+        let content = codec::content(head, payload)?;
+        let padding = head.len - content.len();
+        let back = self.number(Way::Up, own);
+        let late = &mut self.side_mut(Way::Up).late;
+        codec::put_window_update(late, 0, padding);
+        if !ends(head) {
+            codec::put_window_update(late, back, padding);
+        }
+        let len = content.len();
+        let from = HEAD + content.start;
+        bytes.copy_within(from..from + len, HEAD + padding);
+        let mut front = BytesMut::with_capacity(HEAD);
+        let flags = head.flags & !flag::PADDED;
+        Head { len, flags, ..head }.put(&mut front);
+        bytes[padding..padding + HEAD].copy_from_slice(&front);
+        Ok(Next::Replace(padding))
     }
 
     fn headers(&mut self, way: Way, head: Head, bytes: &mut [u8]) -> Result<Next, Malformed> {
