@@ -110,7 +110,6 @@ impl EventLog {
 
     /// Records one event; `fields` should be a JSON object.
     pub fn record(&self, kind: &str, service: Option<&str>, fields: Value) {
-        let time = self.began.elapsed();
         let fields = match fields {
             Value::Object(map) => map,
             Value::Null => Map::new(),
@@ -119,7 +118,8 @@ impl EventLog {
         let mut inner = self.lock();
         let event = Event {
             seq: inner.next + 1,
-            time,
+            // Under the lock, so that times grow as the numbers do.
+            time: self.began.elapsed(),
             kind: kind.to_owned(),
             service: service.map(str::to_owned),
             fields,

@@ -156,7 +156,7 @@ async fn a_rule_armed_on_a_kept_alive_connection_sees_the_next_request() {
 
     let rule = rig.proxy.arm(
         "error",
-        &[("method", text("POST")), ("path", text("/orders*"))],
+        &[("method", text("post")), ("path", text("/orders*"))],
     );
     say(&mut client, post("/orders/7", "2")).await;
     let (head, body) = reply(&mut client).await;

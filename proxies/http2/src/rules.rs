@@ -120,7 +120,7 @@ pub static HTTP2: ProtocolDoc = ProtocolDoc {
         ParamDoc::opt(
             "method",
             Kind::Glob(Dialect::Text),
-            "the request's method; a pattern that begins with \"/\" is a gRPC method",
+            "the request's method (case ignored); a pattern that begins with \"/\" is a gRPC method",
         ),
         PATH,
         AUTHORITY,

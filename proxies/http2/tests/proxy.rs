@@ -580,13 +580,13 @@ async fn a_step_gets_the_whole_of_a_rules_body() {
 #[tokio::test]
 async fn slips_of_methods_are_refused_and_grpc_methods_are_none() {
     let proxy = Harness::start(faultbox_http2::http2(), "127.0.0.1:9".parse().unwrap());
-    for slip in ["POTS", "get"] {
+    for slip in ["POTS", "GTE"] {
         let refused = proxy
             .try_arm("error", &[("method", text(slip))])
             .unwrap_err();
         assert_eq!(refused.arg.as_deref(), Some("method"), "{refused}");
     }
-    for fine in ["PURGE", "{get,put}", "/shop.Orders/get"] {
+    for fine in ["PURGE", "get", "/shop.Orders/get"] {
         assert!(
             proxy.try_arm("error", &[("method", text(fine))]).is_ok(),
             "{fine}"
