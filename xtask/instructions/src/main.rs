@@ -1,4 +1,5 @@
-//! Fixed traffic through each protocol's codec and proxy, so that `cargo xtask instructions` can count what a request takes.
+//! Fixed traffic through each protocol's codec and proxy, and decisions of the supervisor, so that `cargo xtask instructions` can count what
+//! each takes.
 //!
 //! Without an argument it lists its cases; `<protocol>/<way>` runs one, and says how many requests were counted. What is counted is told to
 //! callgrind by names: everything inside [`lab::counted`], and every task of the runtime, since [`lab::counting_begins`].
@@ -7,6 +8,7 @@
 //! Nothing here may depend on a clock, on another thread, or on what the kernel does at its leisure: one thread is client, proxy
 //! and server, and on loopback a segment has arrived when its send(2) returns.
 
+mod decisions;
 mod lab;
 mod traffic;
 
@@ -44,11 +46,14 @@ fn main() -> ExitCode {
                     println!("{}/{way}", traffic.name);
                 }
             }
+            for (way, _) in DECIDED {
+                println!("{}/{way}", decisions::NAME);
+            }
             ExitCode::SUCCESS
         }
-        [case] => match find(&all, case) {
-            Some((traffic, way)) => {
-                println!("{}", run(traffic, way));
+        [case] => match find(&all, case).or_else(|| decided(case)) {
+            Some(work) => {
+                println!("{}", work());
                 ExitCode::SUCCESS
             }
             None => {
@@ -63,10 +68,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn find<'a>(all: &'a [Traffic], case: &str) -> Option<(&'a Traffic, Way)> {
+/// What a case does; it says how many requests were counted.
+type Work<'a> = Box<dyn Fn() -> u32 + 'a>;
+
+fn find<'a>(all: &'a [Traffic], case: &str) -> Option<Work<'a>> {
     let (name, way) = case.split_once('/')?;
     let traffic = all.iter().find(|t| t.name == name)?;
-    Some((traffic, WAYS.iter().find(|(w, _)| *w == way)?.1))
+    let (_, way) = WAYS.iter().find(|(w, _)| *w == way)?;
+    Some(Box::new(|| run(traffic, *way)))
+}
+
+/// The supervisor has no codec.
+const DECIDED: &[(&str, usize)] = &[("unarmed", 0), ("20-rules", RULES)];
+
+fn decided<'a>(case: &str) -> Option<Work<'a>> {
+    let way = case.strip_prefix(decisions::NAME)?.strip_prefix('/')?;
+    let (_, rules) = DECIDED.iter().find(|(w, _)| *w == way)?;
+    Some(Box::new(|| decisions::run(*rules)))
 }
 
 /// How many requests were counted.
@@ -90,6 +108,9 @@ mod tests {
                 assert_eq!(run(&traffic, *way), lab::COUNTED, "{}", traffic.name);
             }
         }
+        for (_, rules) in DECIDED {
+            assert_eq!(decisions::run(*rules), lab::COUNTED);
+        }
     }
 
     #[test]
@@ -97,5 +118,6 @@ mod tests {
         let all = traffic::all();
         assert!(find(&all, "http/codec").is_some());
         assert!(find(&all, "http/nothing").is_none() && find(&all, "http").is_none());
+        assert!(decided("syscall/20-rules").is_some() && decided("syscall/codec").is_none());
     }
 }

@@ -179,10 +179,11 @@ impl Relay {
 pub struct Native {
     pub server: SocketAddr,
     pub postgres: SocketAddr,
+    pub redis: SocketAddr,
     /// Where PostgreSQL writes its process id.
     pidfile: PathBuf,
     scratch: PathBuf,
-    _processes: [Running; 2],
+    _processes: [Running; 3],
 }
 
 impl Native {
@@ -196,7 +197,7 @@ impl Native {
                 command
             }
         };
-        let (server, postgres) = (free()?, free()?);
+        let (server, postgres, redis) = (free()?, free()?, free()?);
         let scratch =
             std::env::temp_dir().join(format!("faultbox-bench-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&scratch)
@@ -212,15 +213,24 @@ impl Native {
         db.env("FAULTBOX_DB_PG_PORT", postgres.port().to_string())
             .env("TMPDIR", &scratch);
         let db = start(db.stderr(Stdio::null()), Stdio::null())?;
+        let mut cache = through(Path::new("redis-server"));
+        cache
+            .args(["--bind", "127.0.0.1", "--save", "", "--port"])
+            .arg(redis.port().to_string())
+            .arg("--dir")
+            .arg(&scratch);
+        let cache = start(&mut cache, Stdio::null())?;
         let native = Native {
             server,
             postgres,
+            redis,
             pidfile: scratch.join(format!("postgres-{}/data/postmaster.pid", postgres.port())),
             scratch,
-            _processes: [lab, db],
+            _processes: [lab, db, cache],
         };
         await_listener(server)?;
         await_listener(postgres)?;
+        await_listener(redis)?;
         Ok(native)
     }
 }
@@ -229,6 +239,8 @@ impl Drop for Native {
     fn drop(&mut self) {
         // Not by the children's ids: those may be a tracer's, which blocks signals, and whose end would leave the server running.
         let _ = get(self.server, "/quit");
+        let port = self.redis.port().to_string();
+        run::quietly("redis-cli", &["-p", &port, "shutdown", "nosave"]);
         if let Ok(text) = std::fs::read_to_string(&self.pidfile)
             && let Some(pid) = text.lines().next()
         {

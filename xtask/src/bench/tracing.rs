@@ -3,12 +3,15 @@
 //! One at a time, unlike everything else here: while anybody traces system calls, every process of the machine pays for a part of it, so
 //! a native run beside a traced one would not be native.
 
+use std::net::SocketAddr;
+use std::process::Command;
+
 use super::lab::{Native, get, load};
 use super::stats::Samples;
 use super::syscalls::{CALLS, CALLS_TRACED, bench, tps};
 use super::table::{Goal, Table, show};
 use super::{BLOCKS, number};
-use crate::{Error, Result, specs};
+use crate::{Error, Result, run, specs};
 
 /// What a traced service keeps of its native speed.
 const KEPT: Goal = Goal::AtLeast(0.97);
@@ -20,6 +23,7 @@ const ADDED: Goal = Goal::AtMost(150.0);
 struct Side {
     pwrite_us: Samples,
     http: Samples,
+    redis: Samples,
     select: Samples,
     tpcb: Samples,
 }
@@ -31,6 +35,7 @@ impl Side {
         self.pwrite_us.push(number(&report, &["per_call_us"])?);
         let report = load(&["http", &native.server.to_string(), "/", "64", "20000"])?;
         self.http.push(number(&report, &["per_s"])?);
+        self.redis.push(redis_benchmark(native.redis)?);
         bench(native.postgres, &["-i", "-q", "-s", "1"])?;
         for (args, samples) in [
             (&["-S", "-n", "-c", "2", "-T", "1"][..], &mut self.select),
@@ -42,6 +47,21 @@ impl Side {
         }
         Ok(())
     }
+}
+
+/// Requests per second, as redis-benchmark(1) tells them: a line of names, then `"GET","123.45",...`.
+fn redis_benchmark(redis: SocketAddr) -> Result<f64> {
+    let mut command = Command::new("redis-benchmark");
+    command.args(["-t", "get", "-c", "64", "-n", "100000", "--csv", "-p"]);
+    command.arg(redis.port().to_string());
+    let output = command
+        .output()
+        .map_err(|e| run::cannot_run(&command, &e))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines()
+        .find_map(|line| line.strip_prefix("\"GET\",\"")?.split('"').next())
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| Error::new(format!("redis-benchmark told no rate: {text}")))
 }
 
 /// Runs all of them, in turns.
@@ -91,6 +111,12 @@ pub fn measure(table: &mut Table) -> Result<()> {
                 "requests/s",
                 &side.http,
                 &native.http,
+            ),
+            (
+                "redis-benchmark GET, 64 connections",
+                "requests/s",
+                &side.redis,
+                &native.redis,
             ),
             ("pgbench SELECT only", "tps", &side.select, &native.select),
             ("pgbench TPC-B", "tps", &side.tpcb, &native.tpcb),

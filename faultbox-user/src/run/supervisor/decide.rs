@@ -136,30 +136,61 @@ fn matches(rule: &ArmedSyscall, facts: &mut dyn Facts) -> bool {
             .is_none_or(|dest| facts.peers().iter().any(|p| dest.contains(*p)))
 }
 
+/// A call about which everything is known already.
+#[derive(Debug, Default)]
+struct Known {
+    class: Option<FdClass>,
+    paths: Vec<Vec<u8>>,
+    peers: Vec<SocketAddr>,
+}
+
+impl Facts for Known {
+    fn class(&mut self) -> Option<FdClass> {
+        self.class
+    }
+    fn paths(&mut self) -> &[Vec<u8>] {
+        &self.paths
+    }
+    fn peers(&mut self) -> &[SocketAddr] {
+        &self.peers
+    }
+}
+
+/// Decisions without a kernel: what is left of a trapped call's cost when its receipt, its answer and the look at the process are taken
+/// away. `cargo xtask instructions` counts it.
+#[derive(Debug)]
+pub struct Rehearsal {
+    table: Table,
+    call: Known,
+    decision: Decision,
+}
+
+impl Rehearsal {
+    /// Calls on an open file at `path` under these rules.
+    pub fn new(rules: &[Arc<ArmedSyscall>], path: &[u8]) -> Rehearsal {
+        Rehearsal {
+            table: Table::new(rules),
+            call: Known {
+                class: Some(FdClass::File),
+                paths: vec![path.to_owned()],
+                peers: vec![],
+            },
+            decision: Decision::default(),
+        }
+    }
+
+    /// Decides about such a call of this number: is it left alone?
+    pub fn passes(&mut self, nr: i64) -> bool {
+        decide(self.table.rules(nr), &mut self.call, &mut self.decision);
+        self.decision.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::plan::{Dest, Existing, SyscallRule};
     use faultbox_contract::{Dialect, Glob, TriggerSpec};
-
-    #[derive(Default)]
-    struct Known {
-        class: Option<FdClass>,
-        paths: Vec<Vec<u8>>,
-        peers: Vec<SocketAddr>,
-    }
-
-    impl Facts for Known {
-        fn class(&mut self) -> Option<FdClass> {
-            self.class
-        }
-        fn paths(&mut self) -> &[Vec<u8>] {
-            &self.paths
-        }
-        fn peers(&mut self) -> &[SocketAddr] {
-            &self.peers
-        }
-    }
 
     fn rule(
         id: u64,

@@ -25,6 +25,7 @@ use crate::sys::names;
 use crate::sys::seccomp::{BYPASSES, Listener};
 use crate::sys::wake::Waker;
 
+pub use self::decide::Rehearsal;
 use self::decide::Table;
 use self::notify::Shared;
 
