@@ -189,14 +189,30 @@ fn build(toolchain: &Toolchain) -> Result<PathBuf> {
     let linked = target.join(TARGET).join("release/faultbox");
     let stripped = target.join("faultbox.bpf.o");
     // Debug information is ten times as much as the rest; BTF is not part of it.
-    run::must(
-        Command::new(strip())
-            .arg("--strip-debug")
-            .arg(&linked)
-            .arg("-o")
-            .arg(&stripped),
-    )?;
+    let mut objcopy = Command::new(llvm("objcopy"));
+    objcopy.arg("--strip-debug");
+    for line in output(
+        Command::new(llvm("nm"))
+            .arg("--just-symbol-name")
+            .arg(&linked),
+    )?
+    .lines()
+    {
+        if let Some(plain) = without_hash(line) {
+            objcopy.arg(format!("--redefine-sym={line}={plain}"));
+        }
+    }
+    run::must(objcopy.arg(&linked).arg(&stripped))?;
     Ok(stripped)
+}
+
+/// The name of a function without its crate's hash, in which the folders of this machine are, by way of the flags that remap them
+/// (the "disambiguator" of rustc's symbol names, v0).
+fn without_hash(symbol: &str) -> Option<String> {
+    let (before, rest) = symbol.split_once("Cs")?;
+    let (hash, after) = rest.split_once('_')?;
+    (before.starts_with("_R") && hash.chars().all(|c| c.is_ascii_alphanumeric()))
+        .then(|| format!("{before}C{after}"))
 }
 
 /// Line information names files; it must not name this machine's folders.
@@ -217,12 +233,12 @@ fn registry() -> PathBuf {
         .unwrap_or(sources)
 }
 
-fn strip() -> PathBuf {
-    let versioned = PathBuf::from(format!("/usr/lib/llvm-{LLVM}/bin/llvm-strip"));
+fn llvm(tool: &str) -> PathBuf {
+    let versioned = PathBuf::from(format!("/usr/lib/llvm-{LLVM}/bin/llvm-{tool}"));
     if versioned.exists() {
         versioned
     } else {
-        "llvm-strip".into()
+        format!("llvm-{tool}").into()
     }
 }
 
@@ -291,6 +307,17 @@ fn output(command: &mut Command) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_lose_their_hash() {
+        assert_eq!(
+            without_hash("_RNCNvNtCs3deHdsddT7u_8faultbox7packets4lost0B5_").as_deref(),
+            Some("_RNCNvNtC8faultbox7packets4lost0B5_")
+        );
+        for other in ["enter", "CUTS", "Cs_x", ".text", "_RNvC8faultbox5enter"] {
+            assert_eq!(without_hash(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn the_committed_object_is_from_these_sources() {

@@ -223,9 +223,9 @@ const EBPF: &[Need] = &[
         "the sources of core",
     ),
     need(
-        File("/usr/lib/llvm-22/bin/llvm-strip"),
+        File("/usr/lib/llvm-22/bin/llvm-objcopy"),
         "llvm-22",
-        "it strips the object",
+        "it strips the object and names its symbols",
     ),
     need(
         File("/usr/lib/llvm-22/bin/llvm-config"),

@@ -16,6 +16,8 @@ pub(super) struct Arena {
     pub(super) lengths: [usize; BATCH],
     pub(super) peers: [Option<SocketAddr>; BATCH],
     pub(super) filled: usize,
+    /// How many to ask for next.
+    pub(super) expected: usize,
     outbox: Option<Outbox>,
 }
 
@@ -26,6 +28,7 @@ impl Arena {
             lengths: [0; BATCH],
             peers: [None; BATCH],
             filled: 0,
+            expected: BATCH,
             outbox: Some(Outbox::default()),
         }
     }

@@ -67,41 +67,53 @@ pub(super) fn receive(socket: &UdpSocket, arena: &mut Arena) -> io::Result<()> {
 
 fn fill(socket: &UdpSocket, arena: &mut Arena) -> io::Result<()> {
     arena.filled = 0;
-    // SAFETY: all-zero bytes are a valid value of each of these plain C structures (null pointers, lengths of 0).
-    let (mut iovs, mut names, mut headers): (
-        [libc::iovec; BATCH],
-        [libc::sockaddr_storage; BATCH],
-        [libc::mmsghdr; BATCH],
-    ) = unsafe { (zeroed(), zeroed(), zeroed()) };
-    for (i, slot) in arena.bytes.chunks_exact_mut(SLOT).take(BATCH).enumerate() {
-        iovs[i] = libc::iovec {
+    let asked = arena.expected;
+    // Only what is asked for is filled in: a batch's headers and names are 7 KiB, which a single datagram need not pay for.
+    let mut iovs = [MaybeUninit::<libc::iovec>::uninit(); BATCH];
+    let mut names = [MaybeUninit::<libc::sockaddr_storage>::uninit(); BATCH];
+    let mut headers = [MaybeUninit::<libc::mmsghdr>::uninit(); BATCH];
+    for (i, slot) in arena.bytes.chunks_exact_mut(SLOT).take(asked).enumerate() {
+        iovs[i].write(libc::iovec {
             iov_base: slot.as_mut_ptr().cast(),
             iov_len: slot.len(),
-        };
-        let header = &mut headers[i].msg_hdr;
-        header.msg_iov = &raw mut iovs[i];
-        header.msg_iovlen = 1;
-        header.msg_name = (&raw mut names[i]).cast();
-        header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        });
+        // SAFETY: all-zero bytes are a valid value of this plain C structure (null pointers, lengths of 0).
+        let header = headers[i].write(unsafe { zeroed() });
+        header.msg_hdr.msg_iov = iovs[i].as_mut_ptr();
+        header.msg_hdr.msg_iovlen = 1;
+        header.msg_hdr.msg_name = names[i].as_mut_ptr().cast();
+        header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
     }
-    // SAFETY: each header points to one iovec over a distinct slot of `arena.bytes` and to one name, all of which outlive the
-    // call and whose lengths are given; a null time-out is allowed (recvmmsg(2)).
+    // SAFETY: each of the first `asked` headers points to one iovec over a distinct slot of `arena.bytes` and to one name, all of which
+    // outlive the call and whose lengths are given; a null time-out is allowed (recvmmsg(2)).
     let n = unsafe {
         libc::recvmmsg(
             socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            BATCH as libc::c_uint,
+            headers.as_mut_ptr().cast(),
+            asked as libc::c_uint,
             libc::MSG_DONTWAIT,
             std::ptr::null_mut(),
         )
     };
     let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
     for i in 0..n {
-        arena.lengths[i] = headers[i].msg_len as usize;
-        arena.peers[i] = address_of(&names[i]);
+        // SAFETY: of the first `n` headers, all of which were written above, the kernel has set the length.
+        let header = unsafe { headers[i].assume_init_ref() };
+        arena.lengths[i] = header.msg_len as usize;
+        arena.peers[i] = address_of(&names[i], header.msg_hdr.msg_namelen);
     }
     arena.filled = n;
+    arena.expected = expect(asked, n);
     Ok(())
+}
+
+/// How many datagrams to ask for after so many came of those that were asked for: many more if there were enough, and one more than came if
+/// not.
+fn expect(asked: usize, came: usize) -> usize {
+    match came < asked {
+        true => came + 1,
+        false => (asked * 4).min(BATCH),
+    }
 }
 
 /// What became of a send.
@@ -195,17 +207,27 @@ pub(super) fn send(
     })
 }
 
-fn address_of(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
-    match i32::from(storage.ss_family) {
-        libc::AF_INET => {
-            // SAFETY: the kernel says that it has written a sockaddr_in, and sockaddr_storage is large and aligned enough for any.
-            let v4 = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in>() };
+/// The address in the first `length` bytes, which are all that the kernel has written; none of a connected socket's datagrams.
+fn address_of(
+    storage: &MaybeUninit<libc::sockaddr_storage>,
+    length: libc::socklen_t,
+) -> Option<SocketAddr> {
+    let length = length as usize;
+    if length < size_of::<libc::sa_family_t>() {
+        return None;
+    }
+    // SAFETY: the family comes first, and has just been seen to be written.
+    let family = unsafe { storage.as_ptr().cast::<libc::sa_family_t>().read() };
+    match i32::from(family) {
+        libc::AF_INET if length >= size_of::<libc::sockaddr_in>() => {
+            // SAFETY: the kernel has written a whole sockaddr_in, and sockaddr_storage is large and aligned enough for any.
+            let v4 = unsafe { &*storage.as_ptr().cast::<libc::sockaddr_in>() };
             let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
             Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
         }
-        libc::AF_INET6 => {
+        libc::AF_INET6 if length >= size_of::<libc::sockaddr_in6>() => {
             // SAFETY: as above, with a sockaddr_in6.
-            let v6 = unsafe { &*(&raw const *storage).cast::<libc::sockaddr_in6>() };
+            let v6 = unsafe { &*storage.as_ptr().cast::<libc::sockaddr_in6>() };
             let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
             let port = u16::from_be(v6.sin6_port);
             Some(SocketAddrV6::new(ip, port, v6.sin6_flowinfo, v6.sin6_scope_id).into())
@@ -262,7 +284,21 @@ mod tests {
     fn addresses_survive_the_kernel_s_shape() {
         for text in ["127.0.0.1:53", "[::1]:65535", "[fe80::1]:7"] {
             let address: SocketAddr = text.parse().unwrap();
-            assert_eq!(address_of(&storage_of(address).0), Some(address));
+            let (storage, length) = storage_of(address);
+            let storage = MaybeUninit::new(storage);
+            assert_eq!(address_of(&storage, length), Some(address));
+            assert_eq!(address_of(&storage, 0), None);
+            assert_eq!(address_of(&storage, 8), None);
         }
+    }
+
+    #[test]
+    fn batches_grow_with_what_comes() {
+        assert_eq!([expect(1, 1), expect(4, 4), expect(16, 16)], [4, 16, BATCH]);
+        assert_eq!(
+            [expect(BATCH, BATCH), expect(BATCH, 7), expect(4, 1)],
+            [BATCH, 8, 2]
+        );
+        assert_eq!(expect(2, 1), 2);
     }
 }
