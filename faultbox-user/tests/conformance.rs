@@ -286,6 +286,7 @@ fn partitions_without_ebpf() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned()
         + &String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("no eBPF (no CAP_BPF)"), "{said}");
+    assert!(said.contains("muted sockets"), "{said}");
     let found = compare(dir.path(), spec, &output);
     assert!(found.is_empty(), "not as expected:\n{found}");
 }

@@ -26,7 +26,7 @@ const USAGE: &str = "usage: cargo xtask <verb>
 
   vm     [kernel]: run the specs of the kernel's side on Debian's kernel, or another, in a virtual machine
   ebpf   build the programs for the kernel anew, installing their compiler if it is missing; with --check, compare instead
-  instructions  count the instructions of each codec and proxy; --check fails where they are not the committed ones, --bless accepts them";
+  instructions  count the instructions of each codec, proxy and decision; --check fails where they are not the committed ones, --bless accepts them";
 
 /// Why a verb could not do its work.
 #[derive(Debug)]

@@ -37,6 +37,7 @@ use crate::events::{EventLog, Sink};
 use crate::plan::report::Blame;
 use crate::plan::{Launch, LogTail, Outcome, Reason, TestDecl, TestKind, TestReport, Topology};
 use crate::spec::{BodyVerdict, LoadedSpec, Transcript};
+use crate::sys::descriptors;
 use crate::verdict::{self, Ending, Evidence};
 
 /// Specs recurse through helpers and lambdas; the interpreter's frames are large. Only what is touched costs memory.
@@ -76,6 +77,7 @@ fn read_order() -> io::Result<Order> {
 
 fn work(job: Job) -> ExitCode {
     let began = Instant::now();
+    descriptors::lift_limit();
     if let Err(e) = isolate(&job) {
         return send_report(&failed(&job, began, e));
     }

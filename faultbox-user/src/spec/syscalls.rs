@@ -330,8 +330,6 @@ const ON_SOCKETS: &[&str] = &[
 ];
 /// Calls that programs make on files only.
 const ON_FILES: &[&str] = &[
-    "fsync",
-    "fdatasync",
     "sync_file_range",
     "syncfs",
     "fallocate",

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use super::{pidfd, seccomp};
+use super::{descriptors, pidfd, seccomp};
 use crate::plan::IoUring;
 
 /// What a process is started with.
@@ -278,6 +278,7 @@ struct Prepared<'a> {
     listener_filter: Option<Vec<libc::sock_filter>>,
     parent: i32,
     fd_limit: i32,
+    descriptors: libc::rlimit,
     /// What `argv` and `envp` point into.
     _strings: Vec<CString>,
 }
@@ -307,7 +308,7 @@ impl<'a> Prepared<'a> {
             strings.push(entry);
         }
         envp.push(std::ptr::null());
-        let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+        let descriptors = descriptors::given()?;
         Ok(Prepared {
             program: c_string(what.program.as_os_str().as_bytes(), "the program's path")?,
             cwd: c_string(what.cwd.as_os_str().as_bytes(), "the working directory")?,
@@ -325,7 +326,8 @@ impl<'a> Prepared<'a> {
                 .map(|numbers| seccomp::listener_program(numbers, what.io_uring != IoUring::Allow))
                 .transpose()?,
             parent: std::process::id() as i32,
-            fd_limit: hard.min(1 << 16) as i32,
+            fd_limit: descriptors.rlim_max.min(1 << 16) as i32,
+            descriptors,
             what,
             _strings: strings,
         })
@@ -375,6 +377,8 @@ fn child(prepared: &Prepared<'_>, shared: &SharedPage) -> ! {
         reset_signals();
         redirect(prepared).map_err(|e| (Step::Stdio, e))?;
         close_on_exec(prepared.fd_limit).map_err(|e| (Step::CloseOnExec, e))?;
+        // SAFETY: a live structure. Lowering what it has is refused to nobody (setrlimit(2)).
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const prepared.descriptors) };
         if prepared.static_filter.is_some() || prepared.listener_filter.is_some() {
             install_filters(prepared, shared)?;
         }

@@ -1,6 +1,7 @@
 //! The kernel's edge: the only unsafe code in user space.
 
 pub mod baton;
+pub mod descriptors;
 pub mod inherit;
 pub mod launch;
 pub mod memory;

@@ -66,6 +66,26 @@ pub fn is_stream(socket: BorrowedFd<'_>) -> bool {
     option(socket, libc::SO_TYPE) == Some(libc::SOCK_STREAM)
 }
 
+/// Is it a connection that both sides hold open (tcp(7), TCP_INFO)?
+pub fn is_established(socket: BorrowedFd<'_>) -> bool {
+    /// TCP_ESTABLISHED of netinet/tcp.h.
+    const ESTABLISHED: u8 = 1;
+    // The state is the first byte of a struct tcp_info, and as much is written as there is room for.
+    let mut state = [0u8; 1];
+    let mut len = 1;
+    // SAFETY: the byte and its length describe writable memory.
+    let rc = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            state.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    rc == 0 && state[0] == ESTABLISHED
+}
+
 /// Does it accept connections?
 pub fn is_listening(socket: BorrowedFd<'_>) -> bool {
     option(socket, libc::SO_ACCEPTCONN) == Some(1)
@@ -113,6 +133,7 @@ mod tests {
         assert_eq!(local(client.as_fd()), client.local_addr().ok());
         assert!(is_listening(server.as_fd()) && !is_listening(client.as_fd()));
         assert!(is_stream(client.as_fd()));
+        assert!(is_established(client.as_fd()) && !is_established(server.as_fd()));
         sever(client.as_fd()).unwrap();
         let mut byte = [0];
         assert_eq!(

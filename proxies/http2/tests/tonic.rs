@@ -177,6 +177,12 @@ fn outcome(result: Result<String, Status>) -> String {
 
 /// What tonic says to all sorts of calls, a line each.
 async fn battery(addr: SocketAddr) -> Vec<String> {
+    tokio::time::timeout(3 * DEADLINE, everything(addr))
+        .await
+        .expect("it does not hang")
+}
+
+async fn everything(addr: SocketAddr) -> Vec<String> {
     let mut svc = Svc::connect(addr).await;
     let mut said = vec![];
 

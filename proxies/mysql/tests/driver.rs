@@ -66,6 +66,12 @@ fn shown(error: &Error) -> String {
 
 /// What the crate says to all sorts of statements, a line each.
 async fn battery(addr: SocketAddr) -> Result<Vec<String>, Error> {
+    tokio::time::timeout(3 * DEADLINE, everything(addr))
+        .await
+        .expect("it does not hang")
+}
+
+async fn everything(addr: SocketAddr) -> Result<Vec<String>, Error> {
     let mut said = vec![];
     let mut say = |what: &str, value: &dyn std::fmt::Debug| said.push(format!("{what} {value:?}"));
     let pool = Pool::new(opts(addr, "driver"));

@@ -46,7 +46,8 @@ def ask(name, seconds):
         answer = peer.recv(100)
         if not answer:
             raise OSError("closed")
-        return answer.decode().strip()
+        # More than one, if an earlier one came late.
+        return answer.decode().split()[0]
     except TimeoutError:
         # The connection is kept: whether it comes back is the question.
         return "ETIMEDOUT"

@@ -193,7 +193,9 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
 
 /// Runs the machine to its end, showing all that it says, and counts the specs that ended well.
 fn boot(kernel: &Path, archive: &Path) -> Result {
-    let mut qemu = Command::new("qemu-system-x86_64");
+    // coreutils' timeout: a machine that hangs is an error.
+    let mut qemu = Command::new("timeout");
+    qemu.args(["3600", "qemu-system-x86_64"]);
     qemu.args([
         "-m",
         "2048",

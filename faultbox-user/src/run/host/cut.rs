@@ -1,11 +1,13 @@
 //! Partitions: by eBPF, which drops every packet between two services, or without it, socket by socket, for TCP.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use faultbox_contract::{Transport, TriggerSpec};
 
-use super::{Managed, TestHost};
+use super::{Kind, Managed, TestHost};
 use crate::plan::report::Blame;
 use crate::plan::{CutDecl, Dest, Existing, Launch, ServiceDecl, SyscallAction, SyscallRule};
 use crate::run::fleet;
@@ -15,6 +17,9 @@ use crate::run::tracer::addresses::ways_to;
 use crate::run::tracer::{CutRule, Flow, Watch};
 use crate::spec::HostError;
 use crate::sys::probe;
+
+/// How long a connection may take to be accepted.
+const ACCEPTED: Duration = Duration::from_secs(2);
 
 /// A cut in force or lifted.
 pub(super) struct Severance {
@@ -42,6 +47,18 @@ impl Severance {
             taken: AtomicU64::new(0),
             by_sockets: OnceLock::new(),
         }
+    }
+
+    /// How it is enforced.
+    pub(super) fn mechanism(&self) -> &'static str {
+        match self.by_sockets.get() {
+            Some(_) => "muted sockets",
+            None => "eBPF (packets)",
+        }
+    }
+
+    fn concerns(&self, service: &str) -> bool {
+        self.decl.ends.0 == service || self.decl.ends.1 == service
     }
 
     /// How many packets it took, and connections it refused.
@@ -74,14 +91,35 @@ fn reached(service: &ServiceDecl, listening: &sockets::Sockets) -> Dest {
         .flat_map(|i| [Some(i.addr), i.proxy_addr])
         .flatten();
     let all = declared.chain(listening.listening.iter().copied());
+    let here = own_addresses();
     Dest::Addrs(
         all.flat_map(|addr| {
-            ways_to(addr.ip())
-                .into_iter()
-                .map(move |ip| (ip, addr.port()).into())
+            let ways = match addr.ip().is_unspecified() {
+                true => here.clone(),
+                false => ways_to(addr.ip()),
+            };
+            ways.into_iter().map(move |ip| (ip, addr.port()).into())
         })
         .collect(),
     )
+}
+
+/// Every address that leads to a socket which is bound to none: a dual-stack one hears both families.
+fn own_addresses() -> Vec<IpAddr> {
+    let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let interfaces = nix::ifaddrs::getifaddrs()
+        .into_iter()
+        .flatten()
+        .filter_map(|i| {
+            let address = i.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        });
+    loopback
+        .into_iter()
+        .flat_map(ways_to)
+        .chain(interfaces)
+        .collect()
 }
 
 /// What is put on a client's connect(2) to the server: refused at once, or made to wait for an answer that does not come.
@@ -264,21 +302,70 @@ impl TestHost {
             self.reset_existing(fault, decl);
             return Ok(());
         }
-        // Proxies are in this process.
-        let own = sockets::of(&[std::process::id() as i32]);
+        self.mute_existing(decl, cut).map_err(refused)
+    }
+
+    /// Cuts the connections that exist.
+    fn mute_existing(&self, decl: &CutDecl, cut: &Cut) -> Result<(), String> {
+        let cuts = |from: &str, to: &str| decl.flows.iter().any(|(f, t)| f == from && t == to);
+        let deadline = Instant::now() + ACCEPTED;
         for (client, server) in ways(decl) {
             let Some(service) = self.topology.service(server) else {
                 continue;
             };
-            let far = self.sockets(server);
-            cut.existing(&Direction {
-                client: &self.sockets(client),
-                server: &reached(service, &far),
-                far: [&far, &own],
-                requests: cuts(client, server),
-                answers: cuts(server, client),
+            loop {
+                // The client's first: what it is connected to has been accepted by the time that the others are listed, or will be soon.
+                let near = self.sockets(client);
+                let far = self.sockets(server);
+                // Proxies are in this process.
+                let own = sockets::of(&[std::process::id() as i32]);
+                let missing = cut.existing(&Direction {
+                    client: &near,
+                    server: &reached(service, &far),
+                    far: [&far, &own],
+                    requests: cuts(client, server),
+                    answers: cuts(server, client),
+                })?;
+                match missing.first() {
+                    None => break,
+                    Some(peer) if Instant::now() > deadline => {
+                        return Err(format!(
+                            "{client} has a connection to {peer} whose other end nobody holds"
+                        ));
+                    }
+                    Some(_) => std::thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A service has been started again: what it has connected to before its calls were supervised again is cut, too.
+    pub(super) fn cut_again(&self, service: &str) -> Result<(), HostError> {
+        let in_force: Vec<_> = self
+            .armed()
+            .iter()
+            .filter(|set| !set.lifted)
+            .flat_map(|set| set.parts.iter())
+            .filter_map(|part| match &part.kind {
+                Kind::Cut(cut) if cut.concerns(service) => Some(cut.clone()),
+                _ => None,
             })
-            .map_err(refused)?;
+            .collect();
+        for severance in in_force {
+            let Some(by_sockets) = severance.by_sockets.get() else {
+                continue;
+            };
+            let decl = &severance.decl;
+            match decl.reject {
+                true => self.reset_existing(&decl.text, decl),
+                false => self.mute_existing(decl, &by_sockets.cut).map_err(|e| {
+                    refuse(
+                        format!("{} does not hold any more: {e}", decl.text),
+                        Blame::Environment,
+                    )
+                })?,
+            }
         }
         Ok(())
     }

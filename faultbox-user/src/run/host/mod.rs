@@ -207,7 +207,7 @@ impl TestHost {
                             cut.decl.text.clone(),
                             part.hits(self.watch()),
                             0,
-                            "eBPF (packets)",
+                            cut.mechanism(),
                         ),
                         Kind::Syscall(rule, mechanism) => (
                             rule.rule.text.clone(),
@@ -425,6 +425,7 @@ impl TestHost {
                 managed.arm_current(&mut supervision, &rules, &self.events)?;
             }
         }
+        self.cut_again(managed.name())?;
         self.wait_ready(managed).map_err(refuse)
     }
 }

@@ -307,9 +307,16 @@ impl Loop {
             return true;
         }
         for rule in &self.decision.mutes {
-            if let (Some(cut), Some(socket)) = (&rule.cut, call.copy_of_fd()) {
-                // Refused for what is no socket, and connect(2) will say so.
-                let _ = cut.mute(socket);
+            let socket = call
+                .copy_of_fd()
+                .filter(|_| listener.id_valid(notification.id));
+            let muted = match (&rule.cut, socket) {
+                (Some(cut), Some(socket)) => cut.mute(socket).is_ok(),
+                _ => false,
+            };
+            // What it would come to in the end. A call that gets through is no cut.
+            if !muted && self.decision.deny.is_none() {
+                self.decision.deny = Some((rule.clone(), libc::ETIMEDOUT));
             }
         }
         if self.decision.delays.is_empty() {

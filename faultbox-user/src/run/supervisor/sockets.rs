@@ -1,6 +1,7 @@
 //! The TCP sockets of a process tree, as copies (pidfd_getfd(2)).
 
 use std::collections::HashSet;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -27,6 +28,8 @@ pub struct Sockets {
     pub ends: Vec<End>,
     /// Where it listens.
     pub listening: HashSet<SocketAddr>,
+    /// Why a socket that is there could not be looked at, if one could not.
+    pub unseen: Option<io::Error>,
 }
 
 impl Sockets {
@@ -56,8 +59,14 @@ pub fn of(tree: &[i32]) -> Sockets {
             {
                 continue;
             }
-            let Ok(copy) = pidfd::get_fd(process.as_fd(), fd) else {
-                continue;
+            let copy = match pidfd::get_fd(process.as_fd(), fd) {
+                Ok(copy) => copy,
+                // Closed, or gone, meanwhile.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => continue,
+                Err(e) => {
+                    found.unseen = Some(e);
+                    continue;
+                }
             };
             if !socket::is_stream(copy.as_fd()) {
                 continue;
