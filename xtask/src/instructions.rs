@@ -14,9 +14,12 @@ use crate::{Error, Result, run, setup, specs};
 
 /// The committed figures: what they were counted with, then `<case> <instructions per request>`, one per line.
 const FIGURES: &str = "xtask/instructions/figures.txt";
-/// How much a figure may differ from the committed one, in percent: the seeds of hash tables, and which branch of a select! comes first,
-/// move figures by less than a third of it.
+/// From where on a difference from the committed figure is pointed out, in percent: the seeds of hash tables, and which branch of a select!
+/// comes first, move figures by less than a third of it.
 const TOLERANCE: f64 = 3.0;
+/// From where on it is a failure, if it is more: what the compiler inlines moves a figure or two by several percent when anything that it
+/// is built together with changes.
+const LIMIT: f64 = 10.0;
 const ACCEPT: &str = "cargo xtask instructions --bless";
 
 /// What to do with the figures.
@@ -87,7 +90,7 @@ pub fn run(mode: Mode) -> Result {
 /// A line per case, what to do, and whether all is as committed. With other tools nothing can be said, so nothing fails.
 fn compare(committed: &Figures, counted: &Figures) -> (String, bool) {
     let mut text = String::new();
-    let (mut more, mut less) = (0, 0);
+    let (mut more, mut moved) = (0, 0);
     for (case, n) in &counted.cases {
         let Some(old) = committed.cases.get(case) else {
             let _ = writeln!(text, "{case:28} {n:>9}  MORE: it has no committed figure");
@@ -95,12 +98,12 @@ fn compare(committed: &Figures, counted: &Figures) -> (String, bool) {
             continue;
         };
         let percent = (*n as f64 / *old as f64 - 1.0) * 100.0;
-        let word = if percent > TOLERANCE {
+        let word = if percent > LIMIT {
             more += 1;
             "  MORE"
-        } else if percent < -TOLERANCE {
-            less += 1;
-            "  less"
+        } else if percent.abs() > TOLERANCE {
+            moved += 1;
+            "  moved"
         } else {
             ""
         };
@@ -115,7 +118,7 @@ fn compare(committed: &Figures, counted: &Figures) -> (String, bool) {
             more += 1;
         }
     }
-    if more + less == 0 {
+    if more + moved == 0 {
         return (text, true);
     }
     if committed.tools != counted.tools && !committed.tools.is_empty() {
@@ -131,18 +134,18 @@ fn compare(committed: &Figures, counted: &Figures) -> (String, bool) {
     if more > 0 {
         let _ = writeln!(
             text,
-            "{more} of {} take more instructions than is committed (tolerance {TOLERANCE} %). If that is worth it: `{ACCEPT}`, and the commit says why",
+            "{more} of {} take more instructions than is committed (limit {LIMIT} %). If that is worth it: `{ACCEPT}`, and the commit says why",
             counted.cases.len()
         );
     }
-    if less > 0 {
+    if moved > 0 {
         let _ = writeln!(
             text,
-            "{less} of {} take clearly fewer: `{ACCEPT}`, so that it stays so",
+            "{moved} of {} have moved: `{ACCEPT}`, if it is for good",
             counted.cases.len()
         );
     }
-    (text, false)
+    (text, more == 0)
 }
 
 /// Counts all cases, as many at a time as there are CPUs.
@@ -282,20 +285,19 @@ mod tests {
     }
 
     #[test]
-    fn more_fails_and_clearly_less_asks_to_be_accepted() {
+    fn much_more_fails_and_what_has_moved_is_told() {
         let old = figures("t", &[("a/b", 1000)]);
         let with = |n| compare(&old, &figures("t", &[("a/b", n)]));
-        assert!(with(1029).1 && with(971).1);
-        let (text, same) = with(1040);
-        assert!(
-            !same && text.contains("+4.0 %  MORE") && text.contains(ACCEPT),
-            "{text}"
-        );
-        let (text, same) = with(900);
-        assert!(
-            !same && text.contains("-10.0 %  less") && text.contains(ACCEPT),
-            "{text}"
-        );
+        for (n, holds, said) in [
+            (1029, true, "+2.9 %\n"),
+            (1040, true, "+4.0 %  moved"),
+            (800, true, "-20.0 %  moved"),
+            (1101, false, "+10.1 %  MORE"),
+        ] {
+            let (text, same) = with(n);
+            assert!(same == holds && text.contains(said), "{n}: {text}");
+            assert_eq!(text.contains(ACCEPT), n != 1029, "{text}");
+        }
     }
 
     #[test]
