@@ -321,7 +321,8 @@ impl Held {
 
     /// Lets the test go on to its end, and reads its report.
     fn finish(mut self) -> Result<Json> {
-        get(self.addr("FAULTBOX_CTL_HTTP_ADDR")?, "/release")?;
+        // The test that this lets go may stop the service before it has answered; whether it did let go shows below.
+        let _ = get(self.addr("FAULTBOX_CTL_HTTP_ADDR")?, "/release");
         self.process.ended_by(Instant::now() + PATIENCE);
         let text = std::fs::read_to_string(&self.report).unwrap_or_default();
         passed(&text).map_err(|why| Error::new(format!("{}: {why}", self.report.display())))
