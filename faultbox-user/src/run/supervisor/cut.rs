@@ -243,9 +243,9 @@ mod tests {
         let mut missing = Cut::new(&all).existing(&strangers).unwrap();
         missing.dedup();
         assert_eq!(missing, [addr]);
-        drop(accepted);
-        // The client has been told, and nobody is left who could hear it.
-        client.read_exact(&mut [0]).unwrap_err();
+        // The copies, too: the connection is closed, or reset because of what has not been read.
+        drop((own, accepted));
+        let _ = client.read_to_end(&mut vec![]);
         let own = sockets::of(&[std::process::id() as i32]);
         let closed = Direction {
             client: &own,
