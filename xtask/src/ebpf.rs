@@ -56,8 +56,8 @@ impl Toolchain {
     fn version(&self) -> Result<String> {
         Ok(format!(
             "{}; {}",
-            output(self.command(&self.rustc).arg("--version"))?,
-            output(Command::new(linker()).arg("--version"))?
+            run::output(self.command(&self.rustc).arg("--version"))?,
+            run::output(Command::new(linker()).arg("--version"))?
         ))
     }
 }
@@ -80,7 +80,7 @@ fn find() -> Option<Toolchain> {
             .to_vec()
     };
     let sysroot =
-        output(Command::new("rustup").args(["run", "nightly", "rustc", "--print=sysroot"]));
+        run::output(Command::new("rustup").args(["run", "nightly", "rustc", "--print=sysroot"]));
     let has_source = |root: String| {
         Path::new(&root)
             .join("lib/rustlib/src/rust/library/core")
@@ -191,7 +191,7 @@ fn build(toolchain: &Toolchain) -> Result<PathBuf> {
     // Debug information is ten times as much as the rest; BTF is not part of it.
     let mut objcopy = Command::new(llvm("objcopy"));
     objcopy.arg("--strip-debug");
-    for line in output(
+    for line in run::output(
         Command::new(llvm("nm"))
             .arg("--just-symbol-name")
             .arg(&linked),
@@ -294,14 +294,6 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 fn unreadable(path: &Path, e: &std::io::Error) -> Error {
     Error::new(format!("{}: {e}", path.display()))
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().map_err(|e| run::cannot_run(command, &e))?;
-    if !output.status.success() {
-        return Err(Error::new(format!("`{}` failed", run::show(command))));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Mutex;
 
 use crate::{Error, Result, run, setup, specs};
@@ -153,7 +153,7 @@ fn count() -> Result<Figures> {
     let program = specs::target().join("release/faultbox-instructions");
     let folder = specs::target().join("instructions");
     std::fs::create_dir_all(&folder).map_err(|e| trouble(&folder, &e))?;
-    let list = output(&mut Command::new(&program))?;
+    let list = run::output(&mut Command::new(&program))?;
     let todo: Mutex<Vec<&str>> = Mutex::new(list.lines().collect());
     let done = Mutex::new(Ok(BTreeMap::new()));
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -198,7 +198,7 @@ fn count_one(program: &Path, folder: &Path, case: &str) -> Result<u64> {
         // Whatever tunes the C library, the allocator or the runtime on this machine.
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    let said = output(&mut valgrind)?;
+    let said = run::output(&mut valgrind)?;
     let requests: u64 = said
         .trim()
         .parse()
@@ -229,11 +229,13 @@ fn total(profile: &str) -> Option<u64> {
 fn tools() -> Result<String> {
     let first = |text: String| text.lines().next().unwrap_or_default().trim().to_owned();
     let rustc = first(
-        output(run::cargo().args(["rustc", "--version"]))
-            .or_else(|_| output(Command::new("rustc").arg("--version")))?,
+        run::output(run::cargo().args(["rustc", "--version"]))
+            .or_else(|_| run::output(Command::new("rustc").arg("--version")))?,
     );
-    let valgrind = first(output(Command::new("valgrind").arg("--version"))?);
-    let libc = first(output(Command::new("getconf").arg("GNU_LIBC_VERSION"))?);
+    let valgrind = first(run::output(Command::new("valgrind").arg("--version"))?);
+    let libc = first(run::output(
+        Command::new("getconf").arg("GNU_LIBC_VERSION"),
+    )?);
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let avx2 = cpu.split_whitespace().any(|word| word == "avx2");
     Ok(format!(
@@ -245,18 +247,6 @@ fn tools() -> Result<String> {
 
 fn trouble(path: &Path, e: &std::io::Error) -> Error {
     Error::new(format!("{}: {e}", path.display()))
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| run::cannot_run(command, &e))?;
-    if !output.status.success() {
-        return Err(Error::new(format!("`{}` failed", run::show(command)))
-            .help(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]

@@ -38,6 +38,19 @@ pub fn must(command: &mut Command) -> Result<()> {
     }
 }
 
+/// What it prints, without the white space around it; a failure is an error that says what it said.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| cannot_run(command, &e))?;
+    if !output.status.success() {
+        return Err(Error::new(format!("`{}` failed", show(command)))
+            .help(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
 /// Prints the command as one would type it.
 pub fn say(command: &Command) {
     println!("\x1b[1m$ {}\x1b[0m", show(command));

@@ -83,6 +83,13 @@ pub struct CutDecl {
     pub text: String,
 }
 
+impl CutDecl {
+    /// Does it concern what `from` sends to `to`?
+    pub fn cuts(&self, from: &str, to: &str) -> bool {
+        self.flows.iter().any(|(f, t)| f == from && t == to)
+    }
+}
+
 /// One keyword of a syscall fault: `write=deny("EIO", path="/data/**")`.
 #[derive(Debug, Clone)]
 pub struct SyscallRule {

@@ -6,6 +6,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::socket::option;
+
 /// `BPF_RET | BPF_K` of linux/filter.h: with 0, nothing of the packet is kept.
 const DROP: libc::sock_filter = libc::sock_filter {
     code: 0x06,
@@ -61,20 +63,9 @@ pub fn dropped(socket: BorrowedFd<'_>) -> u64 {
     /// SK_MEMINFO_DROPS of linux/sock_diag.h.
     const DROPS: usize = 8;
     let mut values = [0u32; DROPS + 1];
-    let mut len = size_of_val(&values) as libc::socklen_t;
-    // SAFETY: the values and their length describe writable memory.
-    let rc = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_MEMINFO,
-            values.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    match rc {
-        0 => values[DROPS].into(),
-        _ => 0,
+    match option(socket, libc::SOL_SOCKET, SO_MEMINFO, &mut values) {
+        true => values[DROPS].into(),
+        false => 0,
     }
 }
 

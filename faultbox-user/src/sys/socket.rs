@@ -45,25 +45,42 @@ pub fn local(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
     name(socket, libc::getsockname)
 }
 
-fn option(socket: BorrowedFd<'_>, option: libc::c_int) -> Option<libc::c_int> {
-    let mut value: libc::c_int = 0;
-    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the value and its length describe writable memory.
+/// A number that may have any bytes.
+pub(super) trait Plain {}
+impl Plain for u8 {}
+impl Plain for u32 {}
+impl Plain for libc::c_int {}
+
+/// Reads an option into `value`, as much as there is room for; tells whether the socket has it.
+pub(super) fn option<T: Plain>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: &mut [T],
+) -> bool {
+    let mut len = size_of_val(value) as libc::socklen_t;
+    // SAFETY: the value and its length describe writable memory, of numbers that may have any bytes.
     let rc = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
-            libc::SOL_SOCKET,
+            level,
             option,
-            (&raw mut value).cast(),
+            value.as_mut_ptr().cast(),
             &raw mut len,
         )
     };
-    (rc == 0).then_some(value)
+    rc == 0
+}
+
+/// A number at the level of sockets.
+fn number(socket: BorrowedFd<'_>, name: libc::c_int) -> Option<libc::c_int> {
+    let mut value = [0];
+    option(socket, libc::SOL_SOCKET, name, &mut value).then_some(value[0])
 }
 
 /// Is it a stream socket (TCP, if it has an IP address)?
 pub fn is_stream(socket: BorrowedFd<'_>) -> bool {
-    option(socket, libc::SO_TYPE) == Some(libc::SOCK_STREAM)
+    number(socket, libc::SO_TYPE) == Some(libc::SOCK_STREAM)
 }
 
 /// Is it a connection that both sides hold open (tcp(7), TCP_INFO)?
@@ -71,24 +88,13 @@ pub fn is_established(socket: BorrowedFd<'_>) -> bool {
     /// TCP_ESTABLISHED of netinet/tcp.h.
     const ESTABLISHED: u8 = 1;
     // The state is the first byte of a struct tcp_info, and as much is written as there is room for.
-    let mut state = [0u8; 1];
-    let mut len = 1;
-    // SAFETY: the byte and its length describe writable memory.
-    let rc = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            state.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    rc == 0 && state[0] == ESTABLISHED
+    let mut state = [0u8];
+    option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut state) && state[0] == ESTABLISHED
 }
 
 /// Does it accept connections?
 pub fn is_listening(socket: BorrowedFd<'_>) -> bool {
-    option(socket, libc::SO_ACCEPTCONN) == Some(1)
+    number(socket, libc::SO_ACCEPTCONN) == Some(1)
 }
 
 /// Severs an established TCP connection: the peer gets a reset, the owner ECONNRESET at its next call

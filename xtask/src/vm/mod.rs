@@ -41,20 +41,9 @@ fn make(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| failed(dir, &e))
 }
 
-fn output(program: &str, args: &[&str]) -> Result<String> {
-    let mut command = Command::new(program);
-    let output = command
-        .args(args)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|e| run::cannot_run(&command, &e))?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 /// The package that Debian's own depends on.
 fn newest() -> Result<String> {
-    output("apt-cache", &["depends", NEWEST])?
+    run::output(Command::new("apt-cache").args(["depends", NEWEST]))?
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: "))
         .map(str::to_owned)
@@ -107,9 +96,8 @@ fn pack(dir: &Path) -> Result<PathBuf> {
         libraries.extend(loaded(&from)?);
         copy(&from, &root.join(to))?;
     }
-    let library = output(
-        PYTHON,
-        &["-c", "import os; print(os.path.dirname(os.__file__))"],
+    let library = run::output(
+        Command::new(PYTHON).args(["-c", "import os; print(os.path.dirname(os.__file__))"]),
     )?;
     let library = Path::new(library.trim());
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));

@@ -75,11 +75,12 @@ impl Severance {
     }
 }
 
-fn refuse(message: String, blame: Blame) -> HostError {
+/// What this machine cannot do.
+fn refuse(message: String) -> HostError {
     HostError {
         message,
         help: Some("with eBPF every packet between two services can be cut: `faultbox doctor` tells how to get it".into()),
-        blame,
+        blame: Blame::Environment,
     }
 }
 
@@ -154,10 +155,10 @@ impl TestHost {
             return Err(why);
         }
         let cannot = |why: String| {
-            refuse(
-                format!("{} cannot be put in force without eBPF: {why}", decl.text),
-                Blame::Environment,
-            )
+            refuse(format!(
+                "{} cannot be put in force without eBPF: {why}",
+                decl.text
+            ))
         };
         // What copies the services' sockets asks for the same permission.
         if let Err(e) = probe::ptrace_child() {
@@ -190,12 +191,7 @@ impl TestHost {
     /// Cuts what `cut` says, and resets what exists if it rejects.
     pub(super) fn sever(&self, fault: &str, cut: &Severance) -> Result<(), HostError> {
         let decl = &cut.decl;
-        let refused = |e: String| {
-            refuse(
-                format!("{} cannot be put in force: {e}", decl.text),
-                Blame::Environment,
-            )
-        };
+        let refused = |e: String| refuse(format!("{} cannot be put in force: {e}", decl.text));
         let Ok(watch) = self.packets(&decl.text) else {
             return self.sever_by_sockets(fault, cut, &refused);
         };
@@ -282,7 +278,6 @@ impl TestHost {
         rules: &mut Vec<(usize, Arc<ArmedSyscall>)>,
         refused: &dyn Fn(String) -> HostError,
     ) -> Result<(), HostError> {
-        let cuts = |from: &str, to: &str| decl.flows.iter().any(|(f, t)| f == from && t == to);
         // First what is new, so that nothing is made between the look at what exists and the cut.
         for (client, server) in ways(decl) {
             let (Ok((at, managed)), Some(service)) =
@@ -291,7 +286,7 @@ impl TestHost {
                 continue;
             };
             let dest = reached(service, &self.sockets(server));
-            let rule = on_connect(decl, dest, decl.reject && cuts(client, server));
+            let rule = on_connect(decl, dest, decl.reject && decl.cuts(client, server));
             let id = self.next.fetch_add(1, Ordering::Relaxed);
             let rule = ArmedSyscall::new(id, fault.to_owned(), Arc::new(rule), 0).of_cut(cut);
             let rule = Arc::new(rule);
@@ -307,7 +302,6 @@ impl TestHost {
 
     /// Cuts the connections that exist.
     fn mute_existing(&self, decl: &CutDecl, cut: &Cut) -> Result<(), String> {
-        let cuts = |from: &str, to: &str| decl.flows.iter().any(|(f, t)| f == from && t == to);
         let deadline = Instant::now() + ACCEPTED;
         for (client, server) in ways(decl) {
             let Some(service) = self.topology.service(server) else {
@@ -323,8 +317,8 @@ impl TestHost {
                     client: &near,
                     server: &reached(service, &far),
                     far: [&far, &own],
-                    requests: cuts(client, server),
-                    answers: cuts(server, client),
+                    requests: decl.cuts(client, server),
+                    answers: decl.cuts(server, client),
                 })?;
                 match missing.first() {
                     None => break,
@@ -359,12 +353,9 @@ impl TestHost {
             let decl = &severance.decl;
             match decl.reject {
                 true => self.reset_existing(&decl.text, decl),
-                false => self.mute_existing(decl, &by_sockets.cut).map_err(|e| {
-                    refuse(
-                        format!("{} does not hold any more: {e}", decl.text),
-                        Blame::Environment,
-                    )
-                })?,
+                false => self
+                    .mute_existing(decl, &by_sockets.cut)
+                    .map_err(|e| refuse(format!("{} does not hold any more: {e}", decl.text)))?,
             }
         }
         Ok(())
