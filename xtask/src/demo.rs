@@ -10,7 +10,7 @@ use crate::{run, setup};
 /// Installs what is missing, builds, runs the quickstart.
 pub fn run() -> Result {
     setup::for_build()?;
-    specs::build()?;
+    specs::build_quickstart()?;
 
     let began = Instant::now();
     println!(

@@ -20,17 +20,18 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| run::root().join("target"), PathBuf::from)
 }
 
-/// Builds the command and the example services, and what the conformance specs fault where cargo's tests look for it.
+/// The quickstart's services.
+const QUICKSTART: [&str; 2] = ["quickstart-inventory", "quickstart-orders"];
+
+/// Builds what the tests run: in release the command and the example services, and what the conformance specs fault where cargo's tests
+/// look for it.
 pub fn build() -> Result<()> {
     let mut victims = run::cargo();
-    victims.args([
-        "build",
-        "--package",
-        "conformance-victim",
-        "--package",
-        "conformance-grpc",
-    ]);
-    run::must(&mut victims)?;
+    victims.arg("build");
+    run::must(packages(
+        &mut victims,
+        ["conformance-victim", "conformance-grpc"],
+    ))?;
     build_release()
 }
 
@@ -39,16 +40,29 @@ pub fn build() -> Result<()> {
 pub fn build_release() -> Result<()> {
     let mut build = run::cargo();
     build.args(["build", "--release"]);
-    for package in [
-        "faultbox",
-        "faultbox-instructions",
-        "orders-service",
-        "quickstart-inventory",
-        "quickstart-orders",
-    ] {
-        build.args(["--package", package]);
+    packages(
+        &mut build,
+        ["faultbox", "faultbox-instructions", "orders-service"],
+    );
+    run::must(packages(&mut build, QUICKSTART))
+}
+
+/// Builds the command and the quickstart's services, and nothing else: somebody waits for them.
+pub fn build_quickstart() -> Result<()> {
+    let mut build = run::cargo();
+    build.args(["build", "--release"]);
+    packages(&mut build, ["faultbox"]);
+    run::must(packages(&mut build, QUICKSTART))
+}
+
+fn packages<'a>(
+    build: &'a mut Command,
+    names: impl IntoIterator<Item = &'static str>,
+) -> &'a mut Command {
+    for name in names {
+        build.args(["--package", name]);
     }
-    run::must(&mut build)
+    build
 }
 
 /// Runs the examples; each of their tests counts as one.

@@ -150,14 +150,6 @@ async fn the_servers_own_client_verifies_and_rules_see_its_commands() {
         let said = lab.cli(addr, &strange, &["PING"]).await;
         assert!(said.contains("certificate verify failed"), "{said}");
     }
-    // It tries more than once.
-    let refused = lab.unexpected();
-    assert!(!refused.is_empty());
-    for event in &refused {
-        assert!(event.starts_with("proxy_tls_failed: "), "{event}");
-        assert!(event.contains("unknown_ca"), "{event}");
-    }
-
     let message = "READONLY You can't write against a read only replica.";
     lab.proxy.arm(
         "error",
@@ -170,7 +162,13 @@ async fn the_servers_own_client_verifies_and_rules_see_its_commands() {
     assert!(said.contains("Error"), "{said}");
     assert_eq!(lab.proxy.fired(), 2);
     assert_eq!(lab.server.cli(&["GET", "k"]).trim(), "v");
-    assert_eq!(lab.unexpected(), refused);
+    // The refused client tries more than once, and may be gone before the proxy has said so of the last time.
+    let refused = lab.unexpected();
+    assert!(!refused.is_empty());
+    for event in &refused {
+        assert!(event.starts_with("proxy_tls_failed: "), "{event}");
+        assert!(event.contains("unknown_ca"), "{event}");
+    }
 }
 
 /// Its whole battery: pipelines, transactions, subscriptions, MONITOR, blocking commands.
