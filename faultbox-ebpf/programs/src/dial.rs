@@ -25,6 +25,16 @@ const PROCEED: i32 = 1;
 /// What it returns so that the call ends with the errno that was set.
 const REFUSE: i32 = 0;
 
+/// Whether the kernel lets these programs choose the errno of a refusal (`bpf_set_retval`), set by user space. Where it does not, nobody
+/// asks for refusals here, and the verifier never comes to the call.
+#[unsafe(no_mangle)]
+static CHOOSES_ERRNO: u32 = 0;
+
+fn chooses_errno() -> bool {
+    // SAFETY: a read of our own constant; volatile, because user space sets it after compilation.
+    unsafe { core::ptr::read_volatile(&CHOOSES_ERRNO) != 0 }
+}
+
 /// The third word of an IPv4-mapped address, in memory order.
 const MAPPED: u32 = 0xffff_u32.to_be();
 
@@ -147,19 +157,20 @@ fn record(service: &Service, kind: u32, wanted: Address, sent: Address, errno: u
     stream::send(service, &record);
 }
 
-/// Decides about a connect, or a datagram that names its destination (`connecting` tells them apart): the proxy's address, or `Err`
-/// to refuse it. `None` leaves it as it is.
+/// Decides about a connect, or a datagram that names its destination (`connecting` tells them apart). What goes on is told where,
+/// even if that is where it wanted to: a value that is there on one path only would be read on the other, too, by the code that comes of
+/// it, and verifiers before Linux 6.3 refuse that.
 #[inline(always)]
 fn decide(
     context: &SockAddrContext,
     wanted: Address,
     connecting: bool,
-) -> Result<Option<Redirect>, ()> {
+    go: impl FnOnce(&Address),
+) -> i32 {
     let Some(service) = service::current() else {
-        return Ok(None);
+        return PROCEED;
     };
-    let redirect = redirect(&service, wanted);
-    let sent = redirect.map_or(wanted, |r| Address {
+    let sent = redirect(&service, wanted).map_or(wanted, |r| Address {
         proto: wanted.proto,
         ..r.to
     });
@@ -183,9 +194,11 @@ fn decide(
             record(&service, kind::REFUSED, wanted, sent, errno, rule);
         }
         debug!(context, "service {} to port {}: refused with errno {}", service.slot, wanted.port, errno);
-        // SAFETY: a helper without pointers.
-        unsafe { bpf_set_retval(-(errno as i32)) };
-        return Err(());
+        if chooses_errno() {
+            // SAFETY: a helper without pointers.
+            unsafe { bpf_set_retval(-(errno as i32)) };
+        }
+        return REFUSE;
     }
     // SAFETY: the context is the one that this program was called with.
     let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
@@ -199,7 +212,8 @@ fn decide(
     debug!(context, "service {} to port {}: sent to port {}", service.slot, wanted.port, sent.port);
     // The table forgets the least recently used: a peer's name may be wrong then, never a connection.
     let _ = DIALS.insert(&cookie, &dial, 0);
-    Ok(redirect)
+    go(&sent);
+    PROCEED
 }
 
 /// connect(2) of an IPv4 socket.
@@ -218,15 +232,10 @@ pub fn sendmsg4(context: SockAddrContext) -> i32 {
 fn to_v4(context: &SockAddrContext, connecting: bool) -> i32 {
     // SAFETY: the kernel passes a valid context, and lets these fields be read and written.
     let address = unsafe { &mut *context.sock_addr };
-    match decide(context, v4(address), connecting) {
-        Ok(None) => PROCEED,
-        Ok(Some(redirect)) => {
-            address.user_ip4 = redirect.to.ip[3];
-            set_port(address, redirect.to.port);
-            PROCEED
-        }
-        Err(()) => REFUSE,
-    }
+    decide(context, v4(address), connecting, |to| {
+        address.user_ip4 = to.ip[3];
+        set_port(address, to.port);
+    })
 }
 
 /// connect(2) of an IPv6 socket, which may well lead to an IPv4 address.
@@ -245,15 +254,10 @@ pub fn sendmsg6(context: SockAddrContext) -> i32 {
 fn to_v6(context: &SockAddrContext, connecting: bool) -> i32 {
     // SAFETY: as for IPv4.
     let address = unsafe { &mut *context.sock_addr };
-    match decide(context, v6(address), connecting) {
-        Ok(None) => PROCEED,
-        Ok(Some(redirect)) => {
-            set_v6(address, redirect.to.ip);
-            set_port(address, redirect.to.port);
-            PROCEED
-        }
-        Err(()) => REFUSE,
-    }
+    decide(context, v6(address), connecting, |to| {
+        set_v6(address, to.ip);
+        set_port(address, to.port);
+    })
 }
 
 /// What the program wrote when it dialled, if this socket was sent elsewhere and `shown` is where.

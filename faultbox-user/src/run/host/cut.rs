@@ -148,7 +148,7 @@ fn on_connect(decl: &CutDecl, server: Dest, refused: bool) -> SyscallRule {
 impl TestHost {
     /// Can this be put in force here at all?
     pub(super) fn cuttable(&self, decl: &CutDecl) -> Result<(), HostError> {
-        let Err(why) = self.packets(&decl.text) else {
+        let Err(why) = self.packets(decl) else {
             return Ok(());
         };
         if decl.probability.is_some() {
@@ -192,7 +192,7 @@ impl TestHost {
     pub(super) fn sever(&self, fault: &str, cut: &Severance) -> Result<(), HostError> {
         let decl = &cut.decl;
         let refused = |e: String| refuse(format!("{} cannot be put in force: {e}", decl.text));
-        let Ok(watch) = self.packets(&decl.text) else {
+        let Ok(watch) = self.packets(decl) else {
             return self.sever_by_sockets(fault, cut, &refused);
         };
         if decl.reject {

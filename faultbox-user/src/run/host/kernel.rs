@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Managed, TestHost};
 use crate::plan::report::Blame;
-use crate::plan::{SyscallAction, SyscallRule, Topology};
+use crate::plan::{CutDecl, SyscallAction, SyscallRule, Topology};
 use crate::run::supervisor::{ArmedSyscall, Mechanism, sever};
 use crate::run::tracer::{Feature, Watch};
 use crate::spec::HostError;
@@ -45,9 +45,11 @@ pub fn introduce(
 }
 
 impl TestHost {
-    /// The programs that drop packets.
-    pub(super) fn packets(&self, what: &str) -> Result<&Arc<Watch>, HostError> {
-        self.seeing(what, &[Feature::Packets, Feature::Sockets, Feature::Dial])
+    /// The programs that drop packets and, if it rejects, refuse connections.
+    pub(super) fn packets(&self, cut: &CutDecl) -> Result<&Arc<Watch>, HostError> {
+        let mut features = vec![Feature::Packets, Feature::Sockets, Feature::Dial];
+        features.extend(cut.reject.then_some(Feature::Refuse));
+        self.seeing(&cut.text, &features)
     }
 
     /// The kernel's side, if it has what `what` needs.
@@ -71,7 +73,9 @@ impl TestHost {
     /// Lets the kernel refuse, if it can decide all of the service's connects; says whether it does.
     fn refuse_in_kernel(&self, managed: &Managed, rules: &[Arc<ArmedSyscall>]) -> bool {
         let watch = self.watch.as_ref().ok();
-        let Some(watch) = watch.filter(|w| w.has(Feature::Dial) && w.streams()) else {
+        let Some(watch) =
+            watch.filter(|w| w.has(Feature::Dial) && w.has(Feature::Refuse) && w.streams())
+        else {
             return false;
         };
         let mut supervision = managed.supervision();

@@ -35,8 +35,10 @@ pub enum Feature {
     Calls,
     /// Processes are followed.
     Processes,
-    /// Connections are sent to proxies, or refused.
+    /// Connections are sent to proxies.
     Dial,
+    /// Connections are refused, with an errno of ours.
+    Refuse,
     /// Connections are followed, and proxies know at once who calls.
     Sockets,
     /// Packets are dropped between services.
@@ -45,10 +47,11 @@ pub enum Feature {
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Feature; 5] = [
+    pub const ALL: [Feature; 6] = [
         Feature::Calls,
         Feature::Processes,
         Feature::Dial,
+        Feature::Refuse,
         Feature::Sockets,
         Feature::Packets,
     ];
@@ -60,6 +63,9 @@ impl Feature {
             Feature::Processes => "events about processes",
             Feature::Dial => {
                 "redirection: services reach proxies only by the addresses that the spec gives them"
+            }
+            Feature::Refuse => {
+                "refusals of connections in the kernel: the supervisor makes them, in microseconds each"
             }
             Feature::Sockets => "events about connections",
             Feature::Packets => "packet loss, and partitions of UDP",
@@ -90,7 +96,7 @@ pub fn needed(spec: &LoadedSpec) -> Vec<Feature> {
             Feature::Calls => spec.counts_calls() || streams(&["open", "call"]),
             Feature::Processes => streams(&["fork", "exec", "exit"]),
             Feature::Packets => spec.cuts_packets(),
-            Feature::Dial | Feature::Sockets => true,
+            Feature::Dial | Feature::Refuse | Feature::Sockets => true,
         })
         .collect()
 }

@@ -8,8 +8,9 @@ use std::path::Path;
 use aya::maps::MapData;
 use aya::programs::links::CgroupAttachMode;
 use aya::programs::{
-    CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, RawTracePoint, SockOps,
+    CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramType, RawTracePoint, SockOps,
 };
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
 use faultbox_ebpf_common::{CallClass, RINGS, want};
 
@@ -126,6 +127,7 @@ impl Kernel {
         let (pid, tgid) = (offset("task_struct", "pid"), offset("task_struct", "tgid"));
         let exit_code = offset("task_struct", "exit_code");
         let filename = offset("linux_binprm", "filename");
+        let refuses = chooses_errno();
         let level = level.unwrap_or(0);
         let jobs = u32::try_from(jobs).unwrap_or(u32::MAX).clamp(1, RINGS);
         let talk = match &listener {
@@ -137,6 +139,7 @@ impl Kernel {
             .btf(None)
             .override_global("LEVEL", &level, true)
             .override_global(debug::LEVEL, &talk, true)
+            .override_global("CHOOSES_ERRNO", &u32::from(refuses.is_ok()), true)
             .override_global("ARGUMENTS", &ARGUMENTS, true)
             .override_global("TASK_PID", &pid, true)
             .override_global("TASK_TGID", &tgid, true)
@@ -152,6 +155,9 @@ impl Kernel {
         let group =
             File::open(cgroup).map_err(|e| format!("cannot open {}: {e}", cgroup.display()))?;
         let mut missing: Vec<(Feature, String)> = vec![];
+        if let Err(why) = refuses {
+            missing.push((Feature::Refuse, why));
+        }
         let mut kept = vec![];
         for (feature, name, hook) in PROGRAMS {
             if !wanted.contains(feature) || missing.iter().any(|(f, _)| f == feature) {
@@ -232,6 +238,15 @@ impl Kernel {
     /// What could not be attached, and why.
     pub fn missing(&self) -> &[(Feature, String)] {
         &self.missing
+    }
+}
+
+/// Whether programs at connect(2) choose the errno of what they refuse; without it, every refusal is EPERM.
+fn chooses_errno() -> Result<(), String> {
+    match is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("this kernel has no bpf_set_retval at connect (Linux 6.1)".to_owned()),
+        Err(e) => Err(explain(&e)),
     }
 }
 
