@@ -23,7 +23,8 @@ workload("gets", get, connections=2)
 workload("lost", lost, rate=50)
 
 def test_get():
-    assert_eq(get().status, 200)
+    for _ in range(3):
+        assert_eq(get().status, 200)
 "#;
 
 struct Spec(tempfile::TempDir);
@@ -374,8 +375,9 @@ fn a_test_run_that_breaks_its_budget_fails_though_its_tests_passed() {
         "added_p50<1h",
     ];
     let text = out(&spec.command(&["test"], &[1], &budgets));
+    // Of how many, the report may not say yet: the proxy counts a request after its answer has arrived.
     assert!(
-        text.contains("added_max<1ns: BROKEN\n  api.http: max of 1 request is"),
+        text.contains("added_max<1ns: BROKEN\n  api.http: max of "),
         "{text}"
     );
     assert!(text.contains("added_p50<1h: held"), "{text}");

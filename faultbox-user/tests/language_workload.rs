@@ -66,14 +66,17 @@ fn failing() -> Recorder {
 
 #[test]
 fn callers_of_a_closed_loop_overlap() {
-    // Each call waits until three are in flight: it would hang if they came one after the other.
+    // Each call waits until three are in flight: it would hang if they came one after the other. The load lasts until the last caller has
+    // had a turn on a loaded machine, too; the pause keeps the others from calling without end meanwhile.
     passes(
         r#"
 def meet():
-    return api.get(path="/meet")
+    r = api.get(path="/meet")
+    sleep("500ms")
+    return r
 
 def test_it():
-    r = workload(meet, connections=3, duration="20ms")
+    r = workload(meet, connections=3, duration="5s")
     assert_true(r.ok >= 3)
     assert_eq(r.failed, 0)
     assert_eq(r.offered, None)
@@ -84,7 +87,7 @@ def test_it():
         r#"
 def test_it():
     path = "/meet"
-    r = workload(lambda: api.get(path=path), connections=3, duration="20ms")
+    r = workload(lambda: [api.get(path=path), sleep("500ms")][0], connections=3, duration="5s")
     assert_true(r.ok >= 3)
 "#,
         Recorder::meeting(3),
@@ -128,6 +131,8 @@ fn failures_are_counted_by_what_they_are() {
     let (verdict, _) = passes(
         r#"
 def one(path):
+    # Few calls in a load that lasts until its caller has had a turn on a loaded machine, too.
+    sleep("200ms")
     r = api.get(path=path)
     if path == "/odd":
         assert_eq(r.status, 201)
@@ -150,7 +155,7 @@ def fine(): return one("/fine")
 def test_it():
     kinds = {}
     for fn in [bad, refused, odd, none, false, failed, fine]:
-        r = workload(fn, connections=1, duration="5ms")
+        r = workload(fn, connections=1, duration="1s")
         assert_eq(r.failed, 0 if fn == fine else r.count)
         assert_eq(total(r), [r.count, r.failed])
         assert_eq(r.ok, r.count - r.failed)

@@ -52,15 +52,17 @@ fn nothing_is_left_after_ctrl_c() {
 fn a_second_signal_does_not_wait() {
     let bench = Bench::new(
         r#"
-service("stubborn", "/bin/sh", args=["-c", "trap '' TERM; while :; do sleep 0.1; done"], stop_timeout="300s")
+service("stubborn", "/bin/sh", args=["-c", "trap 'touch asked' TERM; touch deaf; while :; do sleep 0.1; done"], stop_timeout="300s")
 def test_long():
     sleep("100s")
 "#,
     );
     let mut run = bench.start(&[]);
     let traces = run.traces(1);
+    // Not before the shell is deaf, and the second not before the first has been seen: two that wait are one.
+    bench.made("deaf");
     run.signal(Signal::SIGTERM);
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    bench.made("asked");
     assert!(run.child.try_wait().unwrap().is_none(), "it must ask first");
     run.signal(Signal::SIGTERM);
     let report = run.finish();
@@ -84,9 +86,7 @@ fn a_killed_worker_is_one_failed_test() {
     let bench = Bench::new(TREES);
     let mut run = bench.start(&["--test", "test_long", "--test", "test_ok", "--jobs", "1"]);
     let traces = run.traces(PROCESSES);
-    for worker in &traces.workers {
-        kill(Pid::from_raw(*worker), Signal::SIGKILL).unwrap();
-    }
+    traces.kill_workers();
     let report = run.finish();
     report.expect("test_long", "error");
     assert!(report.reason("test_long").contains("SIGKILL"), "{report:?}");
@@ -142,9 +142,7 @@ fn what_has_cleaned_its_environment_is_ended_too() {
         let mut run = bench.start(&[]);
         let traces = run.traces(1);
         traces.strangers(1);
-        for worker in &traces.workers {
-            kill(Pid::from_raw(*worker), Signal::SIGKILL).unwrap();
-        }
+        traces.kill_workers();
         run.finish().expect("test_a", "error");
         assert_gone(&traces, &bench.tmp());
     }
@@ -188,7 +186,7 @@ def test_a():
 
     let bench = Bench::new(
         r#"
-service("s", "/bin/sleep", interface("main", "tcp", 7301), args=["300"], healthcheck=tcp("127.0.0.1:7301", timeout="200ms"))
+service("s", "/bin/sleep", interface("main", "tcp", 7301), args=["300"], healthcheck=tcp("127.0.0.1:7301", timeout="1s"))
 def test_a():
     pass
 "#,
@@ -197,7 +195,7 @@ def test_a():
     report.expect("test_a", "error");
     assert_eq!(
         report.reason("test_a"),
-        "service `s` was not ready within 200ms: tcp 127.0.0.1:7301: connection refused"
+        "service `s` was not ready within 1s: tcp 127.0.0.1:7301: connection refused"
     );
 }
 
@@ -230,7 +228,7 @@ fn a_service_that_ignores_its_signal_is_killed() {
         r#"
 service("s", "/bin/sh", args=["-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"], observe=["stdout"], stop_timeout="200ms")
 def test_a():
-    assert_eventually(type="stdout", service="s", within="10s")
+    assert_eventually(type="stdout", service="s", within="25s")
 "#,
     );
     let report = bench.run(&[]);
@@ -251,16 +249,23 @@ test("test_a", body=body, timeout="10m")
     );
     let mut run = bench.start(&["--keep-logs", "logs"]);
     let traces = run.traces(1);
+    bench.made("done");
+    use std::os::unix::fs::MetadataExt;
+    // The log is looked at from time to time, on a loaded machine later.
     let deadline = std::time::Instant::now() + harness::PATIENCE;
-    while !bench.path("done").exists() && std::time::Instant::now() < deadline {
+    loop {
+        let log = fs::metadata(bench.path("logs/test_a/s.log")).unwrap();
+        assert!(log.len() > 600_000_000);
+        if log.blocks() * 512 <= 260 << 20 {
+            break;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{} blocks",
+            log.blocks()
+        );
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    // Two looks at the log later.
-    std::thread::sleep(std::time::Duration::from_millis(400));
-    let log = fs::metadata(bench.path("logs/test_a/s.log")).unwrap();
-    use std::os::unix::fs::MetadataExt;
-    assert!(log.len() > 600_000_000);
-    assert!(log.blocks() * 512 <= 260 << 20, "{} blocks", log.blocks());
     run.signal(Signal::SIGINT);
     let report = run.finish();
     assert_eq!(report.log("test_a", "s"), ["the end"]);
@@ -273,7 +278,7 @@ fn a_crash_during_the_test_is_an_event() {
         r#"
 s = service("s", "/bin/sh", args=["-c", "echo dying; kill -SEGV $$"])
 def test_a():
-    assert_eventually(type="service_exited", service="s", signal="SIGSEGV", within="10s")
+    assert_eventually(type="service_exited", service="s", signal="SIGSEGV", within="25s")
     fail("show the log")
 "#,
     );
@@ -287,7 +292,7 @@ def test_a():
 const SERVER: &str = r#"
 server = service("server", "/usr/bin/python3", interface("main", "tcp", 7302),
     args=["-c", "import socketserver\nclass H(socketserver.StreamRequestHandler):\n  def handle(self):\n    for line in self.rfile: self.wfile.write(b'you said '+line)\nsocketserver.ThreadingTCPServer.allow_reuse_address=True\nsocketserver.ThreadingTCPServer(('127.0.0.1',7302),H).serve_forever()"],
-    healthcheck=tcp("127.0.0.1:7302"))
+    healthcheck=tcp("127.0.0.1:7302", timeout="60s"))
 "#;
 
 #[test]
@@ -361,12 +366,12 @@ fn syscall_faults_reach_running_services_and_restarted_ones() {
         r#"
 s = service("s", "/bin/sh", args=["-c", "while :; do if mkdir made 2>/dev/null; then rmdir made; echo yes; else echo no; fi; sleep 0.02; done"], observe=["stdout"])
 def said(line):
-    assert_eventually(type="stdout", line=line, within="20s")
+    assert_eventually(type="stdout", line=line, within="60s")
 def count(line):
     return len(events(type="stdout", line=line))
 def more(line):
     before = count(line)
-    for i in range(500):
+    for i in range(3000):
         if count(line) > before + 2:
             return
         sleep("20ms")
@@ -375,11 +380,12 @@ def faulted():
     more("no")
     restart(s)
     more("no")
-def test_a():
+def body():
     said("yes")
     assert_eq(count("no"), 0)
     fault(s, mkdir=deny("EACCES"), run=faulted)
     more("yes")
+test("test_a", body=body, timeout="5m")
 "#,
     );
     let report = bench.run(&[]);
@@ -459,7 +465,7 @@ fn a_service_runs_as_its_user() {
         r#"
 service("s", "/bin/sh", args=["-c", "id -u; echo $USER; touch $TMPDIR/x && echo written"], user="nobody", observe=["stdout"])
 def test_a():
-    assert_eventually(type="stdout", line="written", within="10s")
+    assert_eventually(type="stdout", line="written", within="25s")
     assert_eq([e.line for e in events(type="stdout")], ["65534", "nobody", "written"])
 "#,
     );

@@ -667,7 +667,7 @@ mod tests {
         change(&mut what);
         let launched = launch(&what);
         if let Ok(launched) = &launched {
-            assert!(pidfd::wait_exit(launched.pidfd.as_fd(), Duration::from_secs(20)).unwrap());
+            assert!(pidfd::wait_exit(launched.pidfd.as_fd(), Duration::from_secs(60)).unwrap());
             nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(launched.pid), None).unwrap();
         }
         (launched, std::fs::read_to_string(out.path()).unwrap())

@@ -78,7 +78,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn a_muted_socket_hears_later() {
@@ -95,10 +95,15 @@ mod tests {
             accepted.read(&mut byte).unwrap_err().kind(),
             io::ErrorKind::WouldBlock
         );
-        assert!(dropped(accepted.as_fd()) > 0);
+        // Who delivers a packet on a loaded machine may have its turn later.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while dropped(accepted.as_fd()) == 0 {
+            assert!(Instant::now() < deadline, "nothing is ever dropped");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         unmute(accepted.as_fd()).unwrap();
         accepted
-            .set_read_timeout(Some(Duration::from_secs(20)))
+            .set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
         accepted.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"x");

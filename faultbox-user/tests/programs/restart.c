@@ -1,4 +1,4 @@
-// Threads that wait in the kernel, each for three seconds or until something comes; prints how each wait ended.
+// Threads that wait in the kernel, each for nine seconds or until something comes; prints how each wait ended.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -34,16 +34,16 @@ static void report(const char *what, double began, long rc) {
 static int never[2], later[2], listener;
 static int word;
 
-THREAD(sleep_nano, struct timespec t = {3, 0}; rc = nanosleep(&t, 0))
-THREAD(wait_futex, struct timespec t = {3, 0}; rc = syscall(SYS_futex, &word, FUTEX_WAIT, 0, &t, 0, 0))
-THREAD(wait_epoll, int e = epoll_create1(0); rc = epoll_wait(e, &(struct epoll_event){0}, 1, 3000); close(e))
-THREAD(wait_poll, struct pollfd p = {never[0], POLLIN, 0}; rc = poll(&p, 1, 3000))
-THREAD(wait_ppoll, struct pollfd p = {never[0], POLLIN, 0}; struct timespec t = {3, 0}; sigset_t m; sigfillset(&m); sigdelset(&m, SIGTERM); rc = ppoll(&p, 1, &t, &m))
-THREAD(wait_select, fd_set s; FD_ZERO(&s); FD_SET(never[0], &s); struct timeval t = {3, 0}; rc = select(never[0] + 1, &s, 0, 0, &t))
+THREAD(sleep_nano, struct timespec t = {9, 0}; rc = nanosleep(&t, 0))
+THREAD(wait_futex, struct timespec t = {9, 0}; rc = syscall(SYS_futex, &word, FUTEX_WAIT, 0, &t, 0, 0))
+THREAD(wait_epoll, int e = epoll_create1(0); rc = epoll_wait(e, &(struct epoll_event){0}, 1, 9000); close(e))
+THREAD(wait_poll, struct pollfd p = {never[0], POLLIN, 0}; rc = poll(&p, 1, 9000))
+THREAD(wait_ppoll, struct pollfd p = {never[0], POLLIN, 0}; struct timespec t = {9, 0}; sigset_t m; sigfillset(&m); sigdelset(&m, SIGTERM); rc = ppoll(&p, 1, &t, &m))
+THREAD(wait_select, fd_set s; FD_ZERO(&s); FD_SET(never[0], &s); struct timeval t = {9, 0}; rc = select(never[0] + 1, &s, 0, 0, &t))
 THREAD(read_pipe, char c; rc = read(later[0], &c, 1))
 THREAD(accept_one, rc = accept(listener, 0, 0); if (rc >= 0) rc = 1)
 // A socket with a timeout is never restarted by the kernel (signal(7)); EINTR would be our doing.
-THREAD(recv_timed, int s[2]; socketpair(AF_UNIX, SOCK_STREAM, 0, s); struct timeval t = {3, 0}; setsockopt(s[0], SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t); char c; rc = recv(s[0], &c, 1, 0))
+THREAD(recv_timed, int s[2]; socketpair(AF_UNIX, SOCK_STREAM, 0, s); struct timeval t = {9, 0}; setsockopt(s[0], SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t); char c; rc = recv(s[0], &c, 1, 0))
 
 int main(void) {
     pipe(never);
@@ -58,7 +58,7 @@ int main(void) {
     pthread_t t[9];
     for (int i = 0; i < 9; i++) pthread_create(&t[i], 0, all[i], 0);
     double began = now();
-    while (now() - began < 3000) usleep(1000);
+    while (now() - began < 9000) usleep(1000);
     write(later[1], "x", 1);
     int s = socket(AF_INET, SOCK_STREAM, 0);
     connect(s, (void *)&a, len);

@@ -61,6 +61,16 @@ impl Bench {
         self.dir.path().join(name)
     }
 
+    /// Waits until a service has made this file.
+    #[track_caller]
+    pub fn made(&self, name: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.path(name).exists() {
+            assert!(Instant::now() < deadline, "{name} was never made");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub fn start(&self, args: &[&str]) -> Run {
         let mut command = if self.unprivileged {
             let mut c = Command::new("setpriv");
@@ -104,10 +114,18 @@ pub struct Run {
 pub struct Traces {
     pub id: String,
     networks: HashSet<PathBuf>,
-    pub workers: Vec<i32>,
+    workers: Vec<i32>,
 }
 
 impl Traces {
+    pub fn kill_workers(&self) {
+        for worker in &self.workers {
+            let worker = nix::unistd::Pid::from_raw(*worker);
+            // One of them may have been a child of a worker's that was about to become a service, and is gone by now.
+            let _ = nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
     /// Waits until so many processes live in the run's networks that carry no marker.
     pub fn strangers(&self, count: usize) {
         let marks = [mark(&self.id)];
@@ -152,8 +170,9 @@ impl Run {
                 continue;
             };
             let all = procs::marked(&[mark(&id)]);
-            let (services, workers): (Vec<i32>, Vec<i32>) =
-                all.into_iter().partition(|pid| is_service(*pid));
+            // What is neither has ended since it was listed.
+            let workers = all.iter().copied().filter(|pid| is_worker(*pid)).collect();
+            let services: Vec<i32> = all.into_iter().filter(|pid| is_service(*pid)).collect();
             if services.len() >= count {
                 let networks = services.iter().filter_map(|p| network(*p)).collect();
                 return Traces {
@@ -196,7 +215,11 @@ fn is_service(pid: i32) -> bool {
         String::from_utf8_lossy(&e)
             .split('\0')
             .any(|v| v.starts_with("FAULTBOX_SERVICE="))
-    }) && !fs::read(format!("/proc/{pid}/cmdline"))
+    }) && !is_worker(pid)
+}
+
+fn is_worker(pid: i32) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline"))
         .is_ok_and(|c| String::from_utf8_lossy(&c).contains("__worker"))
 }
 

@@ -92,15 +92,16 @@ def serve(client):
             lines.flush()
 
 
-def echo():
-    listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    listener.bind(("127.0.0.1", port))
+def echo(listener):
     while True:
         data, source = listener.recvfrom(100)
         listener.sendto(data, source)
 
 
-threading.Thread(target=echo, daemon=True).start()
+# Before anybody can connect: whoever can is ready for datagrams, too.
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+datagrams.bind(("127.0.0.1", port))
+threading.Thread(target=echo, args=(datagrams,), daemon=True).start()
 host = sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1"
 if host == "::":
     listener = socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)

@@ -23,7 +23,7 @@ def ask(query):
     host, port = os.environ["FAULTBOX_ECHO_RAW_ADDR"].rsplit(":", 1)
     addr = (host, int(port))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(float(query.get("timeout", ["5"])[0]))
+        sock.settimeout(float(query.get("timeout", ["20"])[0]))
         data = query["data"][0].encode()
         try:
             if "connect" in query:

@@ -62,12 +62,19 @@ mod tests {
     #[test]
     fn a_process_is_seen_at_work() {
         let own = [std::process::id()];
-        let before = cpu(&own);
-        let since = std::time::Instant::now();
-        while since.elapsed().as_millis() < 30 {
-            std::hint::spin_loop();
+        let began = std::time::Instant::now();
+        // More than once: when a thread of another test ends meanwhile, its time is gone from the sum.
+        loop {
+            let before = cpu(&own);
+            let since = std::time::Instant::now();
+            while since.elapsed().as_millis() < 30 {
+                std::hint::spin_loop();
+            }
+            if cpu(&own) > before {
+                break;
+            }
+            assert!(began.elapsed().as_secs() < 60, "it is never seen at work");
         }
-        assert!(cpu(&own) > before);
         assert!(memory(&own) > 1 << 20);
     }
 
@@ -77,8 +84,14 @@ mod tests {
             .arg("60")
             .spawn()
             .unwrap();
-        let family = family(std::process::id());
-        assert!(!family.contains(&child.id()) && family.contains(&std::process::id()));
+        let own = || family(std::process::id());
+        let began = std::time::Instant::now();
+        // The parent of an exec goes on before the kernel says of the child that it is another program.
+        while own().contains(&child.id()) {
+            assert!(began.elapsed().as_secs() < 60, "it counts as family");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(own().contains(&std::process::id()));
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     /// Does a byte written to one arrive at the other within this time?
     fn arrives(from: &mut TcpStream, to: &mut TcpStream, within: Duration) -> bool {
@@ -221,12 +221,17 @@ mod tests {
             requests,
             answers,
         };
-        let (soon, late) = (Duration::from_millis(30), Duration::from_secs(20));
+        let (soon, late) = (Duration::from_millis(30), Duration::from_secs(60));
         let all = Arc::<Muted>::default();
         let requests = Cut::new(&all);
         requests.existing(&direction(true, false)).unwrap();
         assert!(!arrives(&mut client, &mut accepted, soon));
-        assert!(requests.dropped() > 0);
+        // Who delivers a packet on a loaded machine may have its turn later.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while requests.dropped() == 0 {
+            assert!(Instant::now() < deadline, "nothing is ever dropped");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let both = Cut::new(&all);
         both.existing(&direction(true, true)).unwrap();
         requests.heal();

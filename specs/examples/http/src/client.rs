@@ -126,14 +126,20 @@ mod tests {
 
     #[test]
     fn replies_and_failures() {
-        let whole = against(&["HTTP/1.1 507 x\r\nContent-", "Length: 2\r\n\r\nok"], 5000);
+        let whole = against(
+            &["HTTP/1.1 507 x\r\nContent-", "Length: 2\r\n\r\nok"],
+            60_000,
+        );
         assert_eq!(whole.unwrap(), (507, b"ok".to_vec()));
         let slow = &["H", "T", "T", "P", "/", "1", ".", "1"];
         assert_eq!(against(slow, 250).unwrap_err(), "Timeout");
-        let cut = against(&["HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"], 5000);
+        let cut = against(
+            &["HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"],
+            60_000,
+        );
         assert!(cut.unwrap_err().contains("UnexpectedEof"));
         assert!(
-            against(&["220 smtp.example\r\n"], 5000)
+            against(&["220 smtp.example\r\n"], 60_000)
                 .unwrap_err()
                 .contains("Malformed")
         );
@@ -145,7 +151,7 @@ mod tests {
             .unwrap()
             .local_addr()
             .unwrap();
-        let answer = call(addr, "GET", "/", b"", Duration::from_secs(5));
+        let answer = call(addr, "GET", "/", b"", Duration::from_secs(60));
         assert!(
             matches!(answer, Err(CallError::Io(e)) if e.kind() == io::ErrorKind::ConnectionRefused)
         );
