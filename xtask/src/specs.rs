@@ -55,10 +55,7 @@ pub fn build_quickstart() -> Result<()> {
     run::must(packages(&mut build, QUICKSTART))
 }
 
-fn packages<'a>(
-    build: &'a mut Command,
-    names: impl IntoIterator<Item = &'static str>,
-) -> &'a mut Command {
+fn packages(build: &mut Command, names: impl IntoIterator<Item = &'static str>) -> &mut Command {
     for name in names {
         build.args(["--package", name]);
     }

@@ -7,8 +7,10 @@
 pub mod pace;
 pub mod tally;
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
+use faultbox_contract::Kept;
 use serde::{Deserialize, Serialize};
 
 pub use pace::{Pace, Turn};
@@ -121,6 +123,16 @@ pub enum Done {
     Failed(String),
 }
 
+thread_local! {
+    /// This caller's connections.
+    static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
+}
+
+/// The connections that the caller on this thread keeps from call to call; `None` on a thread that is no caller's.
+pub fn kept() -> Option<Kept> {
+    KEPT.with_borrow(Option::clone)
+}
+
 /// Makes the call of one caller, on that caller's thread.
 pub type Caller<'a> = dyn Fn() -> Box<dyn FnMut() -> Done + 'a> + Sync + 'a;
 
@@ -135,6 +147,7 @@ pub fn drive(load: Load, caller: &Caller<'_>) -> std::io::Result<Summary> {
         for i in 0..load.callers() {
             let (pace, tally) = (&pace, &tally);
             let body = move || {
+                KEPT.set(Some(Kept::default()));
                 let mut call = caller();
                 while let Some(turn) = pace.next() {
                     sleep_until(turn.due);

@@ -11,6 +11,7 @@ pub mod args;
 pub mod doc;
 pub mod duration;
 pub mod glob;
+pub mod kept;
 pub mod meter;
 pub mod protocol;
 pub mod rule;
@@ -22,6 +23,7 @@ pub use addresses::{Address, Addresses};
 pub use args::Arg;
 pub use doc::{ActionDoc, Kind, ParamDoc, ProtocolDoc, StepDoc};
 pub use glob::{Dialect, Glob};
+pub use kept::Kept;
 pub use meter::Meter;
 pub use protocol::{
     BoxFuture, Endpoint, EventSink, Protocol, ProxyEvent, ProxyHost, SourceLookup, Transport,

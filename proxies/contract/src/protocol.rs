@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::addresses::Addresses;
 use crate::doc::ProtocolDoc;
+use crate::kept::Kept;
 use crate::meter::Meter;
 use crate::rule::{ArgError, CheckedRule, RuleSet};
 use crate::step::{CheckedStep, Response};
@@ -91,6 +92,23 @@ pub struct Endpoint {
     pub addresses: Arc<Addresses>,
     /// Set if the interface speaks TLS: the engine's `open` sees to it, or its `tls::connect` where the protocol upgrades by itself.
     pub tls: Option<Arc<Tls>>,
+    /// Set if the caller goes on calling: a step may then use the connection of the one before, and a protocol that can does. Without
+    /// it, each step has a connection of its own.
+    pub kept: Option<Kept>,
+}
+
+impl Endpoint {
+    /// The connection that the caller has kept from an earlier step under this key, if there is one.
+    pub fn take_kept<C: Any>(&self, key: &str) -> Option<C> {
+        self.kept.as_ref()?.take(self.addr, key)
+    }
+
+    /// Keeps a connection for the caller's next step, or closes it.
+    pub fn keep<C: Any + Send>(&self, key: &str, connection: C) {
+        if let Some(kept) = &self.kept {
+            kept.put(self.addr, key, connection);
+        }
+    }
 }
 
 /// What a proxy is given to run with.

@@ -35,6 +35,9 @@ pub use effects::Effects;
 pub use fault::{Throttle, serve_delays};
 pub use inbox::Inbox;
 pub use pump::{End, forward, pump};
-pub use socket::{dial, errno_name, gone, heard, is_reset, linger, reset, send, send_watching};
+pub use socket::{
+    dial, errno_name, gone, has_ended, heard, is_quiet, is_reset, linger, reset, send,
+    send_watching,
+};
 pub use times::Times;
 pub use tls::open;

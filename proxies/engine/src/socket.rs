@@ -2,9 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
@@ -39,6 +42,21 @@ pub async fn gone(stream: &TcpStream) {
 pub async fn heard(stream: &TcpStream) {
     // Readiness alone may be what is left of an earlier read.
     let _ = stream.peek(&mut [0]).await;
+}
+
+/// Is the connection open, with nothing to read? One that was kept for later may have been closed meanwhile, or sent what answers nothing.
+pub fn is_quiet(stream: &impl AsFd) -> bool {
+    // The runtime knows of a close only once it has looked; the kernel knows at once.
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(stream.as_fd().as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
+}
+
+/// Has the peer closed or reset the connection, whatever may still be there to read?
+pub fn has_ended(stream: &impl AsFd) -> bool {
+    // POLLHUP and POLLERR need not be asked for (poll(2)).
+    let end = PollFlags::from_bits_retain(libc::POLLRDHUP);
+    let mut fds = [PollFd::new(stream.as_fd(), end)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|events| events > 0)
 }
 
 /// Does this error of a read or a write say that the peer is gone?

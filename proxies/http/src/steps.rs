@@ -1,4 +1,4 @@
-//! The steps of specs: one request on a connection of its own.
+//! The steps of specs: one request on a connection of its own, or on the one that the caller has kept.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use faultbox_contract::{ArgError, CheckedStep, Endpoint, Kind, ParamDoc, Response, StepDoc};
 use faultbox_engine::web::{encode_body, encode_json, reason, target, text_map};
-use faultbox_engine::{errno_name, open, send};
+use faultbox_engine::{errno_name, is_quiet, open, send};
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -71,6 +71,17 @@ const MAX_BODY: usize = 64 << 20;
 pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, ArgError> {
     let method = call.step.name.to_ascii_uppercase();
     let request = encode(&endpoint, &method, &call)?;
+    let endpoint = match text_map("headers", call.get("headers"))?
+        .iter()
+        .any(|(name, _)| name.eq_ignore_ascii_case("connection"))
+    {
+        // What becomes of the connection is the spec's affair.
+        true => Endpoint {
+            kept: None,
+            ..endpoint
+        },
+        false => endpoint,
+    };
     Ok(exchange(&endpoint, &method, &request, call.timeout()).await)
 }
 
@@ -80,8 +91,12 @@ pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, Arg
 /// Why it is not, yet.
 pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
     let request = format!(
-        "GET / HTTP/1.1\r\nHost: {}\r\nUser-Agent: faultbox\r\nAccept: */*\r\nConnection: close\r\n\r\n",
-        host_field(&endpoint)
+        "GET / HTTP/1.1\r\nHost: {}\r\nUser-Agent: faultbox\r\nAccept: */*\r\n{}\r\n",
+        host_field(&endpoint),
+        match endpoint.kept {
+            Some(_) => "",
+            None => "Connection: close\r\n",
+        }
     );
     let reply = exchange(&endpoint, "GET", request.as_bytes(), endpoint.attempt).await;
     match reply.status {
@@ -131,8 +146,10 @@ fn encode(endpoint: &Endpoint, method: &str, call: &CheckedStep) -> Result<Vec<u
         ("Host", host_field(endpoint)),
         ("User-Agent", "faultbox".into()),
         ("Accept", "*/*".into()),
-        ("Connection", "close".into()),
     ];
+    if endpoint.kept.is_none() {
+        defaults.push(("Connection", "close".into()));
+    }
     if let Some(kind) = kind {
         defaults.push(("Content-Type", kind.into()));
     }
@@ -156,6 +173,8 @@ struct Reply {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
+    /// Another request may follow on its connection (RFC 9112, 9.3).
+    persists: bool,
 }
 
 /// Why a reply is not whole.
@@ -171,9 +190,16 @@ async fn exchange(endpoint: &Endpoint, method: &str, request: &[u8], limit: Dura
     let mut reply = Reply::default();
     let mut start = Instant::now();
     let outcome = tokio::time::timeout(limit, async {
-        let mut stream = open(endpoint, &["http/1.1"]).await.map_err(Broken::Io)?;
+        let mut stream = match endpoint.take_kept("").filter(is_quiet) {
+            Some(stream) => stream,
+            None => open(endpoint, &["http/1.1"]).await.map_err(Broken::Io)?,
+        };
         start = Instant::now();
-        receive(&mut stream, method, request, &mut reply).await
+        receive(&mut stream, method, request, &mut reply).await?;
+        if reply.persists {
+            endpoint.keep("", stream);
+        }
+        Ok(())
     })
     .await;
     let (code, error) = match outcome {
@@ -272,18 +298,17 @@ async fn read_reply(
         }
     };
     reply.status = info.status;
-    reply.headers = with_reply(&bytes[..info.len], |head, _| {
+    let read = with_reply(&bytes[..info.len], |head, _| {
         let text = |h: &httparse::Header<'_>| {
             (
                 h.name.to_owned(),
                 String::from_utf8_lossy(h.value).into_owned(),
             )
         };
-        head.headers.iter().map(text).collect()
-    })
-    .ok()
-    .flatten()
-    .unwrap_or_default();
+        (head.version, head.headers.iter().map(text).collect())
+    });
+    let version;
+    (version, reply.headers) = read.ok().flatten().unwrap_or_default();
     bytes.advance(info.len);
     let mut body = Body::new(info.framing);
     loop {
@@ -293,6 +318,16 @@ async fn read_reply(
             .map_err(|m| Broken::Malformed(m.0))?;
         bytes.advance(n);
         if body.is_done() {
+            let closes = |(name, value): &(String, String)| {
+                let mut options = value.split(',').map(str::trim);
+                name.eq_ignore_ascii_case("connection")
+                    && options.any(|o| o.eq_ignore_ascii_case("close"))
+            };
+            // 101 has made something else of the connection.
+            reply.persists = version == Some(1)
+                && bytes.is_empty()
+                && reply.status != 101
+                && !reply.headers.iter().any(closes);
             return Ok(());
         }
         if reply.body.len() > MAX_BODY {

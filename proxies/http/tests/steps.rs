@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use faultbox_contract::{Arg, ArgError, Endpoint, Response, RuleSpec};
-use faultbox_engine::reset;
+use faultbox_contract::{Arg, ArgError, Endpoint, Kept, Response, RuleSpec};
+use faultbox_engine::{is_quiet, reset};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 fn endpoint(addr: SocketAddr) -> Endpoint {
     Endpoint {
+        kept: None,
         addr,
         host: "localhost".into(),
         env: Arc::new(BTreeMap::new()),
@@ -346,4 +347,73 @@ fn misuse_of_rules_is_an_error_that_names_the_argument() {
             .unwrap_err();
         assert_eq!(error.arg.as_deref(), Some(arg), "{action}: {error}");
     }
+}
+
+#[tokio::test]
+async fn a_caller_that_keeps_its_connection_connects_again_only_if_it_must() {
+    const KEPT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    const LAST: &str = "HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 2\r\n\r\nok";
+    const MORE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok?";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        // What each connection answers to its requests; then it is closed.
+        for answers in [&[KEPT, KEPT, LAST][..], &[KEPT, MORE], &[KEPT], &[KEPT]] {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            for answer in answers {
+                let request = read_request(&mut socket).await;
+                assert!(!request.contains("Connection"), "{request}");
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+        listener
+    });
+    let caller = Endpoint {
+        kept: Some(Kept::default()),
+        ..endpoint(addr)
+    };
+    let protocol = faultbox_http::protocol();
+    let get = async |keywords: Vec<(String, Arg)>| {
+        let call = protocol.doc().check_step("get", vec![], keywords).unwrap();
+        let asked = protocol.step(caller.clone(), call);
+        timeout(DEADLINE, asked).await.unwrap().unwrap()
+    };
+    for _ in 0..5 {
+        let response = get(vec![]).await;
+        assert!(response.ok, "{}", response.error);
+        assert_eq!(response.body, "ok");
+    }
+    timeout(DEADLINE, protocol.ready(caller.clone()))
+        .await
+        .unwrap()
+        .unwrap();
+    // Closed meanwhile: the kernel knows of it before anything is sent.
+    let deadline = Instant::now() + DEADLINE;
+    let quiet = || {
+        let kept = caller.take_kept::<TcpStream>("").unwrap();
+        let quiet = is_quiet(&kept);
+        caller.keep("", kept);
+        quiet
+    };
+    while quiet() {
+        assert!(Instant::now() < deadline, "the server closes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(get(vec![]).await.ok);
+    let listener = timeout(DEADLINE, serving).await.unwrap().unwrap();
+
+    // A spec that says itself what becomes of the connection.
+    let serving = tokio::spawn(async move {
+        for _ in 0..2 {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let request = read_request(&mut socket).await;
+            assert!(request.contains("connection: close"), "{request}");
+            socket.write_all(KEPT.as_bytes()).await.unwrap();
+        }
+    });
+    let headers = Arg::Json(json!({"connection": "close"}));
+    for _ in 0..2 {
+        assert!(get(vec![("headers".into(), headers.clone())]).await.ok);
+    }
+    timeout(DEADLINE, serving).await.unwrap().unwrap();
 }

@@ -334,6 +334,7 @@ fn steps_and_probes_speak_tls() {
     let lab = lab();
     lab.too_many();
     let endpoint = |addr| Endpoint {
+        kept: None,
         addr,
         host: "localhost".into(),
         env: Arc::default(),

@@ -560,6 +560,7 @@ async fn a_step_gets_the_whole_of_a_rules_body() {
     lab.proxy.arm("response", &[("body", text(&body))]);
     let http2 = faultbox_http2::http2();
     let endpoint = faultbox_contract::Endpoint {
+        kept: None,
         addr: lab.proxy.addr,
         host: "127.0.0.1".into(),
         env: std::sync::Arc::default(),

@@ -7,15 +7,17 @@ mod support;
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use faultbox_contract::{Arg, Endpoint, Protocol};
+use faultbox_contract::{Arg, Endpoint, Kept, Protocol};
 use faultbox_engine::testing::Harness;
 use programs::{
     Server, battery, etcd, etcdctl, faults, grpcio, nghttpd, nghttpx, python, run, skip,
 };
 use support::{int, text};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 
 /// What `say` prints is the same through the proxy as directly, and the proxy has nothing to remark.
 async fn same(
@@ -169,6 +171,7 @@ async fn grpc_js_raises_its_own_errors() {
 
 fn endpoint(proxy: &Harness) -> Endpoint {
     Endpoint {
+        kept: None,
         addr: proxy.addr,
         host: "127.0.0.1".into(),
         env: Arc::default(),
@@ -176,6 +179,52 @@ fn endpoint(proxy: &Harness) -> Endpoint {
         addresses: std::sync::Arc::default(),
         tls: None,
     }
+}
+
+/// A caller that goes on calling uses its connection again, until that breaks.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_keep_their_connections() {
+    if skip(&["grpcio"]) {
+        return;
+    }
+    let server = grpcio("grpcio-kept");
+    let upstream = server.addr;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let relay = listener.local_addr().unwrap();
+    // A task per connection that was made.
+    let made = Arc::new(Mutex::new(vec![]));
+    let made_here = made.clone();
+    let accepting = tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut server = TcpStream::connect(upstream).await.unwrap();
+            let relaying = async move { copy_bidirectional(&mut client, &mut server).await };
+            made_here.lock().unwrap().push(tokio::spawn(relaying));
+        }
+    });
+    let grpc = faultbox_http2::grpc();
+    let caller = Endpoint {
+        addr: relay,
+        host: "127.0.0.1".into(),
+        env: Arc::default(),
+        attempt: Duration::from_secs(60),
+        addresses: Arc::default(),
+        tls: None,
+        kept: Some(Kept::default()),
+    };
+    for connections in 1..=3 {
+        for _ in 0..3 {
+            assert_eq!(grpc.ready(caller.clone()).await, Ok(()));
+            assert_eq!(made.lock().unwrap().len(), connections);
+        }
+        let last = made.lock().unwrap()[connections - 1].abort_handle();
+        last.abort();
+        // Its sockets are closed when it has ended.
+        while !last.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    }
+    accepting.abort();
 }
 
 /// The steps of specs, against a server that has reflection (v1alpha) and health.

@@ -19,6 +19,7 @@ fn text(s: &str) -> Arg {
 
 fn endpoint(addr: SocketAddr) -> Endpoint {
     Endpoint {
+        kept: None,
         addr,
         host: "127.0.0.1".into(),
         env: Arc::default(),

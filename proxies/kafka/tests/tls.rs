@@ -129,6 +129,7 @@ async fn steps_and_probes_speak_tls() {
     }
     let lab = Lab::new().await;
     let endpoint = |addr| Endpoint {
+        kept: None,
         addr,
         host: "localhost".into(),
         env: Arc::default(),

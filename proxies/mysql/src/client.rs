@@ -54,6 +54,13 @@ pub struct Account {
     pub database: String,
 }
 
+impl Account {
+    /// Tells connections apart.
+    pub fn key(&self) -> String {
+        format!("{:?}", (&self.user, &self.password, &self.database))
+    }
+}
+
 /// What one statement has come to.
 #[derive(Debug)]
 pub enum Outcome {
@@ -257,6 +264,11 @@ impl Client {
         self.command(com::STMT_CLOSE, &prepared.id.to_le_bytes())
             .await?;
         Ok(outcomes)
+    }
+
+    /// Can it be asked something: is it open, with no answer left unread?
+    pub fn is_idle(&self) -> bool {
+        self.buf.is_empty() && faultbox_engine::is_quiet(&self.stream)
     }
 
     /// Says goodbye; whether the server hears it does not matter.

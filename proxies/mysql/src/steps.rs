@@ -66,7 +66,7 @@ pub const STEPS: &[StepDoc] = &[
     },
 ];
 
-/// Sends one operation on a connection of its own.
+/// Sends one operation, on a connection of its own or on the one that the caller has kept.
 ///
 /// # Errors
 /// A statement of `tx` that is none, or another number of parameters than the statement has.
@@ -76,9 +76,9 @@ pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, Arg
     let start = Instant::now();
     let timeout = call.timeout();
     let run = async {
-        let mut client = Client::connect(&endpoint, &account).await?;
+        let mut client = client(&endpoint, &account).await?;
         let data = run(&mut client, &work).await?;
-        client.quit().await;
+        leave(client, &endpoint, &account, work.leaves_session_alone()).await;
         Ok(data)
     };
     let mut response = match tokio::time::timeout(timeout, run).await {
@@ -110,9 +110,9 @@ pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, Arg
 pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
     let account = account(&endpoint, None);
     let probe = async {
-        let mut client = Client::connect(&endpoint, &account).await?;
+        let mut client = client(&endpoint, &account).await?;
         client.query("SELECT 1").await?;
-        client.quit().await;
+        leave(client, &endpoint, &account, true).await;
         Ok(())
     };
     match tokio::time::timeout(endpoint.attempt, probe).await {
@@ -128,6 +128,25 @@ pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
     }
 }
 
+/// The caller's own connection with this account, or a new one.
+async fn client(endpoint: &Endpoint, account: &Account) -> Result<Client, Failure> {
+    match endpoint
+        .take_kept::<Client>(&account.key())
+        .filter(Client::is_idle)
+    {
+        Some(client) => Ok(client),
+        None => Client::connect(endpoint, account).await,
+    }
+}
+
+/// Keeps a connection for the caller's next step, or takes its leave.
+async fn leave(client: Client, endpoint: &Endpoint, account: &Account, reusable: bool) {
+    match reusable && endpoint.kept.is_some() {
+        true => endpoint.keep(&account.key(), client),
+        false => client.quit().await,
+    }
+}
+
 /// What a step does.
 enum Work {
     Query(Statement),
@@ -138,6 +157,20 @@ enum Work {
 struct Statement {
     sql: String,
     params: Vec<Value>,
+}
+
+impl Work {
+    /// Is the connection afterwards as it was before? Of statements that are not known for that, it is not.
+    fn leaves_session_alone(&self) -> bool {
+        match self {
+            Work::Query(statement) | Work::Exec(statement) => {
+                faultbox_sql::leaves_session_alone(&statement.sql)
+            }
+            Work::Transaction(statements) => statements
+                .iter()
+                .all(|s| faultbox_sql::leaves_session_alone(&s.sql)),
+        }
+    }
 }
 
 fn plan(call: &CheckedStep) -> Result<Work, ArgError> {

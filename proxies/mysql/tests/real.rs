@@ -475,6 +475,7 @@ async fn large_results_pass_in_flat_memory() {
 /// One statement by the protocol's own client.
 async fn step(addr: SocketAddr, sql: &str, params: Value, user: &str) -> Response {
     let endpoint = Endpoint {
+        kept: None,
         addr,
         host: "localhost".into(),
         env: Arc::default(),

@@ -145,6 +145,7 @@ async fn steps_and_probes_speak_tls() {
     }
     let lab = lab().await;
     let endpoint = |addr| Endpoint {
+        kept: None,
         addr,
         host: "localhost".into(),
         env: Arc::new([("MYSQL_USER".to_owned(), "root".to_owned())].into()),

@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,8 @@ use bytes::BytesMut;
 use faultbox_contract::{
     Arg, ArgError, CheckedStep, Endpoint, Kind, ParamDoc, Response, StepDoc, Tls,
 };
-use faultbox_engine::dial;
 use faultbox_engine::tls::connect;
+use faultbox_engine::{dial, is_quiet};
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -80,7 +81,7 @@ pub const STEPS: &[StepDoc] = &[
     },
 ];
 
-/// Sends one operation on a connection of its own.
+/// Sends one operation, on a connection of its own or on the one that the caller has kept.
 ///
 /// # Errors
 /// A statement of `tx` that is none, or another number of parameters than the statement has.
@@ -112,7 +113,10 @@ pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
     let probe = async {
         let session = Session::open(&endpoint, &config(&endpoint, None)).await?;
         match session.client.simple_query("SELECT 1").await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                session.keep(&endpoint);
+                Ok(())
+            }
             Err(e) => Err(session.failure(e).await),
         }
     };
@@ -136,6 +140,20 @@ enum Work {
 struct Statement {
     sql: String,
     params: Vec<Value>,
+}
+
+impl Work {
+    /// Is the connection afterwards as it was before? Of statements that are not known for that, it is not.
+    fn leaves_session_alone(&self) -> bool {
+        match self {
+            Work::Query(statement) | Work::Exec(statement) => {
+                faultbox_sql::leaves_session_alone(&statement.sql)
+            }
+            Work::Transaction(statements) => statements
+                .iter()
+                .all(|s| faultbox_sql::leaves_session_alone(&s.sql)),
+        }
+    }
 }
 
 fn plan(call: &CheckedStep) -> Result<Work, ArgError> {
@@ -203,6 +221,14 @@ impl From<Response> for Failure {
 
 async fn run(endpoint: &Endpoint, call: &CheckedStep, work: &Work) -> Result<Value, Failure> {
     let session = Session::open(endpoint, &config(endpoint, Some(call))).await?;
+    let data = carry_out(&session, work).await?;
+    if work.leaves_session_alone() {
+        session.keep(endpoint);
+    }
+    Ok(data)
+}
+
+async fn carry_out(session: &Session, work: &Work) -> Result<Value, Failure> {
     match work {
         Work::Query(statement) => match session.run(statement).await? {
             Value::Array(rows) => Ok(Value::Array(rows)),
@@ -261,6 +287,10 @@ fn config(endpoint: &Endpoint, call: Option<&CheckedStep>) -> Config {
 /// A connection, and the task that drives it.
 struct Session {
     client: Client,
+    /// Who asks for what database: what makes it differ from others.
+    key: String,
+    /// A duplicate of the socket that the driver holds.
+    socket: OwnedFd,
     driver: std::sync::Mutex<Option<JoinHandle<Result<(), tokio_postgres::Error>>>>,
 }
 
@@ -275,6 +305,18 @@ impl Drop for Session {
 
 impl Session {
     async fn open(endpoint: &Endpoint, config: &Config) -> Result<Session, Response> {
+        let key = format!(
+            "{:?}",
+            (
+                config.get_user(),
+                config.get_dbname(),
+                config.get_password()
+            )
+        );
+        let kept = endpoint.take_kept::<Session>(&key);
+        if let Some(session) = kept.filter(|s| !s.client.is_closed() && is_quiet(&s.socket)) {
+            return Ok(session);
+        }
         let stream = dial(endpoint.addr).await.map_err(|e| io_failure(&e))?;
         let stream = match &endpoint.tls {
             None => stream,
@@ -282,14 +324,25 @@ impl Session {
                 .await
                 .map_err(|e| io_failure(&e))?,
         };
+        let socket = stream
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| io_failure(&e))?;
         let (client, connection) = config
             .connect_raw(stream, NoTls)
             .await
             .map_err(|e| failure(&e))?;
         Ok(Session {
             client,
+            key,
+            socket,
             driver: std::sync::Mutex::new(Some(tokio::spawn(connection))),
         })
+    }
+
+    /// Leaves the connection to the caller's next step.
+    fn keep(self, endpoint: &Endpoint) {
+        endpoint.keep(&self.key.clone(), self);
     }
 
     /// The rows of a statement that has columns, or {"rows_affected": n}.

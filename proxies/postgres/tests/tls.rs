@@ -295,6 +295,7 @@ async fn steps_and_probes_speak_tls() {
     let proxy = proxy(server.addr, trust.tls(leaf.clone()));
     disk_full(&proxy);
     let endpoint = |addr, tls| Endpoint {
+        kept: None,
         addr,
         host: "127.0.0.1".into(),
         env: Arc::default(),

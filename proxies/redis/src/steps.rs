@@ -1,13 +1,13 @@
 //! The client for specs: the commands that a user would type first, any other, `subscribe`, and the readiness probe.
 //!
-//! A step is one command on a connection of its own and sends nothing that was not asked for, so that `nth=` counts what the spec
+//! A step is one command on a connection of its own, or on the one that the caller has kept, and sends nothing that was not asked for, so that `nth=` counts what the spec
 //! wrote: no HELLO, no CLIENT SETINFO, and AUTH or SELECT only where there is a password or a database.
 
 use std::io;
 use std::time::Instant;
 
 use faultbox_contract::{Arg, ArgError, CheckedStep, Endpoint, Kind, ParamDoc, Response, StepDoc};
-use faultbox_engine::open;
+use faultbox_engine::{is_quiet, open};
 use serde_json::Value as Json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -189,7 +189,9 @@ pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, Arg
 pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
     let probe = async {
         let mut session = Session::open(&endpoint, None).await?;
-        session.ask(&[b"PING".to_vec()]).await
+        let answer = session.ask(&[b"PING".to_vec()]).await?;
+        session.keep(&endpoint);
+        Ok::<Value, Response>(answer)
     };
     match tokio::time::timeout(endpoint.attempt, probe).await {
         Ok(Ok(_)) => Ok(()),
@@ -276,6 +278,9 @@ async fn run(endpoint: &Endpoint, call: &CheckedStep, args: &[Vec<u8>]) -> Resul
     let mut session = Session::open(endpoint, Some(call)).await?;
     let reply = session.ask(args).await?;
     if call.step.name != "subscribe" {
+        if !changes_session(args) {
+            session.keep(endpoint);
+        }
         return Ok(reply);
     }
     let wanted = call.get("n").and_then(Arg::as_int).unwrap_or(1) as usize;
@@ -295,6 +300,31 @@ async fn run(endpoint: &Endpoint, call: &CheckedStep, args: &[Vec<u8>]) -> Resul
 struct Session {
     stream: TcpStream,
     buf: Vec<u8>,
+    /// Who asks for what database in which protocol: what makes it differ from others.
+    key: String,
+}
+
+/// Does this command leave the connection other than it was, or unanswered? An error never does: its connection is not kept.
+fn changes_session(args: &[Vec<u8>]) -> bool {
+    const COMMANDS: [&str; 15] = [
+        "ASKING",
+        "AUTH",
+        "CLIENT",
+        "HELLO",
+        "MONITOR",
+        "MULTI",
+        "PSUBSCRIBE",
+        "QUIT",
+        "READONLY",
+        "READWRITE",
+        "RESET",
+        "SELECT",
+        "SSUBSCRIBE",
+        "SUBSCRIBE",
+        "WATCH",
+    ];
+    let name = args.first().map(|a| a.to_ascii_uppercase());
+    name.is_some_and(|name| COMMANDS.iter().any(|c| c.as_bytes() == name))
 }
 
 impl Session {
@@ -308,13 +338,20 @@ impl Session {
             })
         };
         let int = |keyword: &str| call.and_then(|c| c.get(keyword)).and_then(Arg::as_int);
+        let user = get("user", &["REDIS_USERNAME"]);
+        let password = get("password", &["REDIS_PASSWORD", "VALKEY_PASSWORD"]);
+        let key = format!("{:?}", (&user, &password, int("protocol"), int("db")));
+        let kept = endpoint.take_kept::<Session>(&key);
+        if let Some(session) = kept.filter(|s| s.buf.is_empty() && is_quiet(&s.stream)) {
+            return Ok(session);
+        }
         let stream = open(endpoint, &[]).await.map_err(|e| lost(&e))?;
         let mut session = Session {
             stream,
             buf: vec![],
+            key,
         };
-        let user = get("user", &["REDIS_USERNAME"]);
-        if let Some(password) = get("password", &["REDIS_PASSWORD", "VALKEY_PASSWORD"]) {
+        if let Some(password) = password {
             let words = ["AUTH".to_owned()];
             let args: Vec<String> = words.into_iter().chain(user).chain([password]).collect();
             session.ask(&args).await?;
@@ -326,6 +363,11 @@ impl Session {
             session.ask(&["SELECT", &db.to_string()]).await?;
         }
         Ok(session)
+    }
+
+    /// Leaves the connection to the caller's next step.
+    fn keep(self, endpoint: &Endpoint) {
+        endpoint.keep(&self.key.clone(), self);
     }
 
     /// Sends a command and reads its reply; an error is a failure.

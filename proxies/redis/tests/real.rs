@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faultbox_contract::{Arg, ArmedRule};
+use faultbox_contract::{Arg, ArmedRule, Endpoint, Kept};
 use faultbox_engine::testing::Harness;
 use serde_json::json;
 use support::{Dialogue, Server, cli, client, run, servers};
@@ -433,4 +433,42 @@ async fn a_clusters_client_goes_past_no_proxy() {
         }
         blocking(move || drop(nodes)).await;
     }
+}
+
+/// A caller that goes on calling uses its connection again, unless a command failed or left the session other than it found it.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_keep_their_connections() {
+    each(async |name, server, _| {
+        let redis = faultbox_redis::protocol();
+        let caller = Endpoint {
+            addr: server.addr,
+            host: "localhost".into(),
+            env: Arc::default(),
+            attempt: Duration::from_secs(30),
+            addresses: Arc::default(),
+            tls: None,
+            kept: Some(Kept::default()),
+        };
+        let command = async |args: &[&str]| {
+            let args = args.iter().map(|a| text(a)).collect();
+            let call = redis.doc().check_step("command", args, vec![]).unwrap();
+            redis.step(caller.clone(), call).await.unwrap()
+        };
+        let made = async || {
+            let stats = command(&["INFO", "stats"]).await.body;
+            let line = stats
+                .lines()
+                .find_map(|l| l.strip_prefix("total_connections_received:"));
+            line.unwrap().parse::<u64>().unwrap()
+        };
+        let first = made().await;
+        redis.ready(caller.clone()).await.unwrap();
+        assert!(command(&["SET", "kept", "1"]).await.ok, "{name}");
+        assert_eq!(made().await, first, "{name}");
+        assert!(command(&["SELECT", "1"]).await.ok, "{name}");
+        assert_eq!(made().await, first + 1, "{name}");
+        assert!(!command(&["NO-SUCH-COMMAND"]).await.ok, "{name}");
+        assert_eq!(made().await, first + 2, "{name}");
+    })
+    .await;
 }

@@ -205,6 +205,7 @@ async fn a_client_without_tls_hears_what_the_server_says_to_that() {
 async fn steps_and_probes_speak_tls() {
     let Some(lab) = lab().await else { return };
     let endpoint = |addr| Endpoint {
+        kept: None,
         addr,
         host: "localhost".into(),
         env: Arc::default(),

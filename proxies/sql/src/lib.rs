@@ -6,6 +6,7 @@
 mod lex;
 mod pattern;
 mod relations;
+mod session;
 mod tables;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lex::{Kind, Token};
 pub use pattern::Pattern;
+pub use session::leaves_session_alone;
 pub use tables::Table;
 
 /// Whose SQL it is.

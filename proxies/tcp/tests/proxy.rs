@@ -182,6 +182,7 @@ async fn step(addr: std::net::SocketAddr, keywords: &[(&str, Arg)]) -> Response 
         .collect();
     let call = protocol.doc().check_step("send", vec![], keywords).unwrap();
     let endpoint = Endpoint {
+        kept: None,
         addr,
         host: "127.0.0.1".into(),
         env: Arc::new(BTreeMap::new()),

@@ -287,6 +287,7 @@ async fn steps_and_probes_speak_tls() {
     let server = lab.server(&lab.leaf(), &[]);
     let proxy = proxy(server.addr, lab.tls());
     let endpoint = |addr| Endpoint {
+        kept: None,
         addr,
         host: "localhost".into(),
         env: Arc::default(),

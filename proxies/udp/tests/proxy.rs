@@ -443,6 +443,7 @@ async fn nothing_is_lost_in_a_flood() {
 
 async fn step(proxy: &Harness, args: &[(&str, Arg)]) -> Response {
     let endpoint = Endpoint {
+        kept: None,
         addr: proxy.addr,
         host: "127.0.0.1".into(),
         env: Arc::new(BTreeMap::new()),
@@ -499,6 +500,7 @@ async fn steps_wait_for_what_is_expected() {
 async fn ready_when_the_port_is_bound() {
     let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let endpoint = Endpoint {
+        kept: None,
         addr: server.local_addr().unwrap(),
         host: "127.0.0.1".into(),
         env: Arc::new(BTreeMap::new()),

@@ -8,6 +8,7 @@ use faultbox_contract::{Addresses, Endpoint};
 use super::TestHost;
 use crate::plan::{InterfaceDecl, ServiceDecl};
 use crate::run::fleet;
+use crate::workload;
 
 /// Which proxies the test's own requests go around. What services say to each other takes its usual way in any case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,6 +55,7 @@ impl TestHost {
             attempt,
             addresses: Arc::new(addresses),
             tls: self.checker.certificates.of(interface),
+            kept: workload::kept(),
         }
     }
 

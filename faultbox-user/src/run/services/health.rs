@@ -155,6 +155,7 @@ impl Checker {
                 let protocol = fleet::protocol(interface.protocol)
                     .ok_or_else(|| format!("no protocol {}", interface.protocol))?;
                 let endpoint = Endpoint {
+                    kept: None,
                     addr: interface.addr,
                     host: interface.host.clone(),
                     env: Arc::new(decl.env.clone()),

@@ -125,6 +125,7 @@ pub async fn query_at(addr: SocketAddr, name: &str, args: &[(&str, Arg)]) -> Res
 /// Where steps and probes go.
 pub fn endpoint(addr: SocketAddr) -> Endpoint {
     Endpoint {
+        kept: None,
         addr,
         host: "127.0.0.1".into(),
         env: Arc::new(BTreeMap::new()),

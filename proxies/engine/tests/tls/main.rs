@@ -559,6 +559,7 @@ async fn a_step_is_a_client_like_any_other() {
             }
         });
         let endpoint = Endpoint {
+            kept: None,
             addr,
             host: "localhost".into(),
             env: Arc::default(),

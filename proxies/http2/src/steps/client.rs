@@ -2,14 +2,17 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 
 use bytes::Bytes;
 use faultbox_contract::Endpoint;
-use faultbox_engine::{errno_name, open};
+use faultbox_engine::{errno_name, has_ended, open};
 use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use crate::codec::ERROR_CODES;
 
@@ -115,6 +118,17 @@ impl From<h2::Error> for Broken {
     }
 }
 
+async fn handshake(
+    stream: TcpStream,
+) -> Result<(SendRequest<Bytes>, h2::client::Connection<TcpStream, Bytes>), Broken> {
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20);
+    Ok(builder.handshake(stream).await?)
+}
+
 /// Connects, over TLS if the interface has it, and runs `work` with a way to send requests.
 ///
 /// # Errors
@@ -127,12 +141,7 @@ where
     Fut: Future<Output = Result<T, Broken>>,
 {
     let stream = open(endpoint, &["h2"]).await.map_err(Broken::Io)?;
-    let (send, connection) = Builder::new()
-        .enable_push(false)
-        .initial_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
-        .handshake(stream)
-        .await?;
+    let (send, connection) = handshake(stream).await?;
     let mut connection = pin!(connection);
     let mut work = pin!(work(send));
     tokio::select! {
@@ -159,21 +168,71 @@ pub async fn exchange(
     body: Bytes,
     reply: &mut Reply,
 ) -> Result<(), Broken> {
-    connected(endpoint, |send| async move {
-        let mut send = send.ready().await?;
-        let (response, stream) = send.send_request(request, body.is_empty())?;
-        // Both at once: a server may answer before it has read all of a body.
-        let mut reading = pin!(receive(response, reply));
-        let mut writing = pin!(send_all(stream, body));
-        tokio::select! {
-            biased;
-            done = &mut reading => return done,
-            // A failed write is not the outcome: the reply may be on its way, and if not, the read fails too.
-            _ = &mut writing => {}
-        }
-        reading.await
-    })
-    .await
+    if endpoint.kept.is_none() {
+        return connected(endpoint, |send| ask(send, request, body, reply)).await;
+    }
+    let connection = match endpoint
+        .take_kept::<Connection>("")
+        .filter(Connection::is_open)
+    {
+        Some(connection) => connection,
+        None => Connection::open(endpoint).await?,
+    };
+    let done = ask(connection.send.clone(), request, body, reply).await;
+    match done {
+        Ok(()) => endpoint.keep("", connection),
+        Err(_) => connection.driver.abort(),
+    }
+    done
+}
+
+/// A connection that the caller keeps, and the task that drives it; that ends once nobody can send any more.
+struct Connection {
+    send: SendRequest<Bytes>,
+    /// A duplicate of the socket that the driver holds.
+    socket: OwnedFd,
+    driver: JoinHandle<()>,
+}
+
+impl Connection {
+    async fn open(endpoint: &Endpoint) -> Result<Connection, Broken> {
+        let stream = open(endpoint, &["h2"]).await.map_err(Broken::Io)?;
+        let socket = stream.as_fd().try_clone_to_owned().map_err(Broken::Io)?;
+        let (send, connection) = handshake(stream).await?;
+        let driver = tokio::spawn(async move {
+            // Those that wait for answers hear of its end.
+            let _ = connection.await;
+        });
+        Ok(Connection {
+            send,
+            socket,
+            driver,
+        })
+    }
+
+    fn is_open(&self) -> bool {
+        !self.driver.is_finished() && !has_ended(&self.socket)
+    }
+}
+
+async fn ask(
+    send: SendRequest<Bytes>,
+    request: Request<()>,
+    body: Bytes,
+    reply: &mut Reply,
+) -> Result<(), Broken> {
+    let mut send = send.ready().await?;
+    let (response, stream) = send.send_request(request, body.is_empty())?;
+    // Both at once: a server may answer before it has read all of a body.
+    let mut reading = pin!(receive(response, reply));
+    let mut writing = pin!(send_all(stream, body));
+    tokio::select! {
+        biased;
+        done = &mut reading => return done,
+        // A failed write is not the outcome: the reply may be on its way, and if not, the read fails too.
+        _ = &mut writing => {}
+    }
+    reading.await
 }
 
 /// Sends a body as the windows allow.

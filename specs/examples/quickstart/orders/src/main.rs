@@ -22,7 +22,7 @@ const USAGE: &str = "quickstart-orders [--listen HOST:PORT] [--inventory HOST:PO
   --inventory  where the inventory is; default: FAULTBOX_INVENTORY_HTTP_ADDR";
 
 /// How long a call to the inventory may take, connecting included.
-const INVENTORY_TIMEOUT: Duration = Duration::from_secs(5);
+const INVENTORY_TIMEOUT: Duration = Duration::from_millis(1500);
 
 fn main() {
     match run() {
