@@ -135,6 +135,7 @@ impl One<'_> {
             baton: Baton::held(),
             started: Mutex::default(),
         };
+        let _keeping = workload::keeping();
         let mut over = false;
         while !over {
             let ended = with_host(&own.host, || {
@@ -211,6 +212,7 @@ impl One<'_> {
                     let printer = Printer(state.transcript);
                     let mut eval = Evaluator::new(module);
                     prepare(&mut eval, &context, &printer)?;
+                    let _keeping = workload::keeping();
                     self.calls(state, &mut || (self.call(&mut eval, function), true));
                     starlark::Result::Ok(())
                 })

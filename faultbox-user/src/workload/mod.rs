@@ -133,6 +133,23 @@ pub fn kept() -> Option<Kept> {
     KEPT.with_borrow(Option::clone)
 }
 
+/// Lets what this thread calls keep its connections, for as long as what is returned lives.
+pub fn keeping() -> Keeping {
+    KEPT.set(Some(Kept::default()));
+    Keeping(())
+}
+
+/// See [`keeping`].
+#[derive(Debug)]
+#[must_use]
+pub struct Keeping(());
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        KEPT.set(None);
+    }
+}
+
 /// Makes the call of one caller, on that caller's thread.
 pub type Caller<'a> = dyn Fn() -> Box<dyn FnMut() -> Done + 'a> + Sync + 'a;
 
@@ -147,7 +164,7 @@ pub fn drive(load: Load, caller: &Caller<'_>) -> std::io::Result<Summary> {
         for i in 0..load.callers() {
             let (pace, tally) = (&pace, &tally);
             let body = move || {
-                KEPT.set(Some(Kept::default()));
+                let _keeping = keeping();
                 let mut call = caller();
                 while let Some(turn) = pace.next() {
                     sleep_until(turn.due);
