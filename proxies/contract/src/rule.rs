@@ -675,7 +675,7 @@ mod tests {
         let sleeper = tokio::spawn(async move { d.delay(Duration::from_secs(60)).await });
         tokio::task::yield_now().await;
         set.lift(1);
-        tokio::time::timeout(Duration::from_secs(5), sleeper)
+        tokio::time::timeout(Duration::from_secs(30), sleeper)
             .await
             .expect("the delay must end")
             .unwrap();

@@ -4,8 +4,9 @@ pub mod fuzz;
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use faultbox_contract::{
     Address, Addresses, Arg, ArgError, ArmedRule, EventSink, Meter, Protocol, ProxyEvent,
@@ -56,6 +57,41 @@ pub fn peak_memory() -> u64 {
         .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
         .expect("the kernel counts resident memory");
     kib << 10
+}
+
+/// Longer than anything that must happen takes on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until this is so: what a proxy records of an exchange may come after its client has had the answer, and after it is gone.
+///
+/// # Panics
+/// If it is not so within [`PATIENCE`].
+pub async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// An address of loopback that is free for TCP and UDP, for a server that binds it itself, or for nobody to listen there. It lies below
+/// the ports that the kernel hands out, so that nobody is given it meanwhile: neither as one to listen on nor as one to dial from (a
+/// socket of a program that shares its ports may even be given the very one that it sends to).
+///
+/// # Panics
+/// If there is none.
+pub fn free_addr() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Processes that run side by side begin far from each other.
+    let start = 10_000 + (std::process::id().wrapping_mul(101) % 20_000) as u16;
+    for _ in 0..1_000 {
+        let port = start + NEXT.fetch_add(1, Ordering::Relaxed);
+        let addr = SocketAddr::from(([127, 0, 0, 1], port));
+        if UdpSocket::bind(addr).is_ok() && TcpListener::bind(addr).is_ok() {
+            return addr;
+        }
+    }
+    panic!("no port is free for both");
 }
 
 /// The events that a proxy has emitted.

@@ -155,6 +155,6 @@ mod tests {
         for sleeper in sleepers {
             sleeper.await.unwrap();
         }
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(60));
     }
 }

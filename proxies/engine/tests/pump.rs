@@ -4,13 +4,13 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use faultbox_engine::testing::Harness;
+use faultbox_engine::testing::{Harness, free_addr};
 use faultbox_engine::{pump, reset, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn raw(upstream: SocketAddr) -> Harness {
     Harness::run(upstream, |host| {
@@ -114,10 +114,7 @@ async fn a_client_that_dies_while_the_server_is_not_reading_is_noticed() {
 
 #[tokio::test]
 async fn a_dead_upstream_looks_dead() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    drop(listener);
-    let harness = raw(addr);
+    let harness = raw(free_addr());
     // The kernel completes the handshake; then comes the reset.
     match TcpStream::connect(harness.addr).await {
         Ok(mut client) => assert_eq!(drain(&mut client).await.1, Some(ErrorKind::ConnectionReset)),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use faultbox_contract::tls::{Identity, Verify};
 use faultbox_contract::{Arg, Endpoint, Tls};
-use faultbox_engine::testing::Harness;
+use faultbox_engine::testing::{Harness, PATIENCE, free_addr};
 use faultbox_engine::tls::mint::Authority;
 
 /// Is a program that a test runs there? A missing one fails the test, unless skipping was asked for.
@@ -59,10 +59,7 @@ impl Drop for Nginx {
 /// nginx over TLS, HTTP/1.1 and HTTP/2, with this certificate.
 fn nginx(identity: &Identity) -> Nginx {
     let dir = tempfile::tempdir().unwrap();
-    let addr = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let addr = free_addr();
     let d = dir.path().display();
     std::fs::write(dir.path().join("cert.pem"), &identity.chain).unwrap();
     std::fs::write(dir.path().join("key.pem"), &identity.key).unwrap();
@@ -101,7 +98,7 @@ fn nginx(identity: &Identity) -> Nginx {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     while TcpStream::connect(addr).is_err() {
         let log = || std::fs::read_to_string(dir.path().join("error.log"));
         assert!(
@@ -409,7 +406,8 @@ fn a_held_request_is_dialled_anew_over_tls() {
         "delay",
         &[
             ("path", Arg::Str("/held".into())),
-            ("delay", Arg::Str("5s".into())),
+            // Long enough for the server's closing to be seen.
+            ("delay", Arg::Str("10s".into())),
         ],
     );
     let events = harness.events.clone();

@@ -73,13 +73,17 @@ impl Lab {
         blocking(move || battery_with(CLIENT, mode, addr, &[&ca])).await
     }
 
-    /// librdkafka ends while it may still be connecting to a broker that it has just been told of: that is its own affair.
+    /// librdkafka ends while it may still be connecting to a broker that it has just been told of: that is its own affair. Its end is a
+    /// reset if it has not read everything.
     fn unexpected(&self) -> Vec<String> {
-        let gone = "it closed the connection during the handshake";
+        let gone = [
+            "it closed the connection during the handshake",
+            "it reset the connection during the handshake",
+        ];
         let events = self.proxy.events.all();
         let others = events
             .iter()
-            .filter(|e| e.kind != "proxy" && e.fields["error"] != gone);
+            .filter(|e| e.kind != "proxy" && gone.iter().all(|gone| e.fields["error"] != *gone));
         others
             .map(|e| format!("{}: {}", e.kind, e.fields))
             .collect()

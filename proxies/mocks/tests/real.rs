@@ -1,10 +1,12 @@
 //! Real clients talk to mocks: what a mock says must be what their drivers expect of the real server.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use faultbox_contract::Arg;
+use faultbox_engine::testing::{PATIENCE, free_addr};
 use faultbox_mocks::Plan;
 use faultbox_mocks::plan::{Answer, Answers, End, Face, Reply, Route};
 
@@ -60,10 +62,7 @@ impl Mock {
         descriptors: Option<PathBuf>,
     ) -> Mock {
         let folder = tempfile::tempdir().unwrap();
-        let addr = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let addr = free_addr();
         let calls = folder.path().join("calls");
         let routes = routes
             .into_iter()
@@ -101,11 +100,10 @@ impl Mock {
                 .unwrap();
             runtime.block_on(faultbox_mocks::run(plan)).unwrap();
         });
-        for _ in 0..500 {
-            if std::net::TcpStream::connect(addr).is_ok() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+        let deadline = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(addr).is_err() {
+            assert!(Instant::now() < deadline, "the mock does not listen");
+            std::thread::sleep(Duration::from_millis(10));
         }
         Mock {
             addr,

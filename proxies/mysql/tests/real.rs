@@ -344,10 +344,11 @@ async fn sysbench_in_text_and_prepared() {
     let (ok, out) = sysbench(&["prepare"]).await;
     assert!(ok, "{out}");
     for mode in ["auto", "disable"] {
+        // The time only limits it.
         let (ok, out) = sysbench(&[
             "--threads=2",
             "--events=60",
-            "--time=60",
+            "--time=300",
             &format!("--db-ps-mode={mode}"),
             "run",
         ])
@@ -371,7 +372,7 @@ async fn sysbench_in_text_and_prepared() {
         let (ok, out) = sysbench(&[
             "--threads=2",
             "--events=40",
-            "--time=60",
+            "--time=300",
             &format!("--db-ps-mode={mode}"),
             "run",
         ])
@@ -479,7 +480,7 @@ async fn step(addr: SocketAddr, sql: &str, params: Value, user: &str) -> Respons
         addr,
         host: "localhost".into(),
         env: Arc::default(),
-        attempt: Duration::from_secs(10),
+        attempt: Duration::from_secs(30),
         addresses: Arc::default(),
         tls: None,
     };

@@ -1,9 +1,8 @@
 //! What no real server would do, or not on demand: TLS, garbage, dying in mid-reply. The server here is a script.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use faultbox_engine::testing::Harness;
+use faultbox_engine::testing::{Harness, PATIENCE};
 use faultbox_mysql::protocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -52,7 +51,7 @@ async fn talk(proxy: &Harness, script: &[(&[u8], &[u8])]) {
         }
         assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
     };
-    tokio::time::timeout(Duration::from_secs(20), talk)
+    tokio::time::timeout(PATIENCE, talk)
         .await
         .expect("an answer");
 }
@@ -213,7 +212,7 @@ async fn commands_in_a_pipeline_get_their_own_answers() {
         // One column, no rows.
         assert_eq!(answers[..5], [1, 0, 0, 1, 1], "{answers:?}");
     };
-    tokio::time::timeout(Duration::from_secs(20), exchange)
+    tokio::time::timeout(PATIENCE, exchange)
         .await
         .expect("an answer");
     assert_eq!(proxy.degradations(), [""; 0]);

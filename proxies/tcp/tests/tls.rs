@@ -1,14 +1,14 @@
 //! TLS on the interface, between OpenSSL's own client and server: `openssl s_client`, `openssl s_server`.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faultbox_contract::tls::{Identity, Verify};
 use faultbox_contract::{Arg, Endpoint, Tls};
-use faultbox_engine::testing::Harness;
+use faultbox_engine::testing::{Harness, PATIENCE, free_addr};
 use faultbox_engine::tls::mint::Authority;
 use tempfile::TempDir;
 
@@ -101,10 +101,7 @@ impl Lab {
 
     /// `openssl s_server`, which turns every line around (-rev).
     fn server(&self, identity: &Identity, args: &[&str]) -> Server {
-        let addr = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let addr = free_addr();
         let [cert, key] = self.files("server", identity);
         let child = Command::new("openssl")
             .args(["s_server", "-rev", "-quiet", "-accept", &addr.to_string()])
@@ -115,7 +112,7 @@ impl Lab {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(addr).is_err() {
             assert!(Instant::now() < deadline, "s_server does not listen");
             std::thread::sleep(Duration::from_millis(20));

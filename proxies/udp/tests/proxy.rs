@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faultbox_contract::{Arg, ArmedRule, Endpoint, Response};
-use faultbox_engine::testing::Harness;
+use faultbox_engine::testing::{Harness, eventually, free_addr};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
@@ -19,7 +19,8 @@ struct Rig {
 
 impl Rig {
     async fn new() -> Rig {
-        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        // Not where other tests' sockets are put, which might come while a server here is away.
+        let server = UdpSocket::bind(free_addr()).await.unwrap();
         let proxy = Harness::start(faultbox_udp::protocol(), server.local_addr().unwrap());
         Rig { server, proxy }
     }
@@ -133,12 +134,10 @@ async fn a_dead_server_looks_dead_and_comes_back() {
     } else {
         eprintln!("SKIPPED: without CAP_NET_RAW no refusal can be passed on");
     }
-    let recorded = async {
-        while proxy.events.of_kind("proxy_dial_failed").is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(DEADLINE, recorded).await.expect("it is recorded");
+    eventually("the refusal is recorded", || {
+        !proxy.events.of_kind("proxy_dial_failed").is_empty()
+    })
+    .await;
     // The first datagram after the refusals is not the price of hearing about them.
     let server = UdpSocket::bind(addr).await.unwrap();
     let sent = async {
@@ -167,7 +166,9 @@ fn may_send_raw() -> bool {
 #[tokio::test]
 async fn a_server_hears_that_its_client_is_gone() {
     let rig = Rig::new().await;
-    let client = rig.client().await;
+    // Nobody is given its port when it is gone.
+    let client = UdpSocket::bind(free_addr()).await.unwrap();
+    client.connect(rig.proxy.addr).await.unwrap();
     client.send(b"x").await.unwrap();
     let flow = rig.hears(b"x").await;
     // A server with a socket per client, as TFTP's or QUIC's may be.
@@ -328,9 +329,10 @@ async fn a_throttled_client_has_a_slow_link_and_a_short_queue() {
     let start = Instant::now();
     slow.send(&[1; 1000]).await.unwrap();
     slow.send(&[2; 1000]).await.unwrap();
-    assert_eq!(rig.heard().await.0, [1; 1000]);
+    // Sent last, and heard before the first of the others is due.
     free.send(b"free").await.unwrap();
     rig.hears(b"free").await;
+    assert_eq!(rig.heard().await.0, [1; 1000]);
     assert_eq!(rig.heard().await.0, [2; 1000]);
     assert!(start.elapsed() >= Duration::from_millis(200));
     assert_eq!((rule.matched(), rule.hits()), (2, 1));
@@ -438,6 +440,11 @@ async fn nothing_is_lost_in_a_flood() {
         }
     };
     tokio::join!(sending, receiving);
+    // The last are counted when they have been sent.
+    eventually("all are counted", || {
+        rig.proxy.meter.count() >= u64::from(count)
+    })
+    .await;
     assert_eq!(rig.proxy.meter.count(), u64::from(count));
 }
 
@@ -498,7 +505,7 @@ async fn steps_wait_for_what_is_expected() {
 
 #[tokio::test]
 async fn ready_when_the_port_is_bound() {
-    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let server = UdpSocket::bind(free_addr()).await.unwrap();
     let endpoint = Endpoint {
         kept: None,
         addr: server.local_addr().unwrap(),

@@ -93,7 +93,8 @@ async function faults() {
   r = await unary('Busy', '');
   console.log('busy', code(r.error), r.error.details);
   console.log('dropped', code((await unary('Dropped', '')).error));
-  console.log('delayed', code((await unary('Delayed', '', { options: { deadline: Date.now() + 500 } })).error));
+  // Long enough for the request to be on its way.
+  console.log('delayed', code((await unary('Delayed', '', { options: { deadline: Date.now() + 5000 } })).error));
   const s = await streaming('Broken', '10 5000');
   console.log('broken', code(s.status), s.status.details, s.got.join());
   let held;

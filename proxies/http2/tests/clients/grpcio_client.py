@@ -99,7 +99,8 @@ def faults():
     print("retried", unary("Retried")(b"in the end", timeout=PATIENCE))
     print("busy", outcome(lambda: unary("Busy")(b"", timeout=PATIENCE))[:2])
     print("dropped", outcome(lambda: unary("Dropped")(b"", timeout=PATIENCE))[0])
-    print("delayed", outcome(lambda: unary("Delayed")(b"", timeout=0.5))[0])
+    # Long enough for the request to be on its way.
+    print("delayed", outcome(lambda: unary("Delayed")(b"", timeout=5))[0])
     got = []
 
     def broken():

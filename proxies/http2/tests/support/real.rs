@@ -1,10 +1,12 @@
 //! Real servers and the programs that drive them.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use faultbox_engine::testing::free_addr;
 
 /// How to have what is missing.
 const HOW: &str = "apt-get install nghttp2-client nghttp2-server nghttp2-proxy etcd-server etcd-client curl nodejs, and the drivers of xtask/src/clients.rs \
@@ -164,13 +166,6 @@ fn scratch(name: &str) -> PathBuf {
     folder
 }
 
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-}
-
 /// grpcio's server.
 pub fn grpcio(name: &str) -> Server {
     let mut child = script("server.py")
@@ -215,7 +210,7 @@ pub fn nghttpd(name: &str) -> Server {
     std::fs::write(folder.join("style.css"), "h1 { color: red }\n").unwrap();
     let big: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
     std::fs::write(folder.join("big"), big).unwrap();
-    let addr = free();
+    let addr = free_addr();
     let child = program("nghttpd")
         .args([
             "--no-tls",
@@ -235,7 +230,7 @@ pub fn nghttpd(name: &str) -> Server {
 /// nghttpx in front of nghttpd: it grants upgrades to h2c, which nghttpd does not.
 pub fn nghttpx(name: &str) -> Server {
     let behind = nghttpd(&format!("{name}-behind"));
-    let addr = free();
+    let addr = free_addr();
     let child = program("nghttpx")
         .arg(format!("--frontend=127.0.0.1,{};no-tls", addr.port()))
         .arg(format!(
@@ -259,7 +254,7 @@ pub fn nghttpx(name: &str) -> Server {
 /// One member of etcd.
 pub fn etcd(name: &str) -> Server {
     let folder = scratch(name);
-    let (addr, peers) = (free(), free());
+    let (addr, peers) = (free_addr(), free_addr());
     let (client_url, peer_url) = (format!("http://{addr}"), format!("http://{peers}"));
     let log = std::fs::File::create(folder.join("log")).unwrap();
     let child = program("etcd")

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
@@ -34,18 +35,21 @@ def send(name, values, key=None, **more):
     return told
 
 
-def read(name, n, patience=PATIENCE, late=None):
+def read(name, n, patience=PATIENCE, late=None, sure=0):
+    """`sure` of the n records do come, however slow the machine is; `patience` is for those after them."""
     partition = TopicPartition(topic(name), 0)
-    c = KafkaConsumer(**CLUSTER, auto_offset_reset="earliest", consumer_timeout_ms=patience * 1000)
+    c = KafkaConsumer(**CLUSTER, auto_offset_reset="earliest")
     c.assign([partition])
     values = []
     if late:
-        threading.Timer(2, send, [name, [late]]).start()
+        # After the first fetch, which the rule is for.
+        threading.Timer(10, send, [name, [late]]).start()
+    since = time.time()
     try:
-        for record in c:
-            values.append(record.value.decode())
-            if len(values) == n:
-                break
+        while len(values) < n and time.time() < since + (PATIENCE if len(values) < sure else patience):
+            for records in c.poll(200, max_records=1).values():
+                values.extend(record.value.decode() for record in records)
+                since = time.time()
         return values, c.position(partition)
     except KafkaError as e:
         return type(e).__name__
@@ -71,7 +75,7 @@ def faults():
     send("unseen", ["old"])
     print("ready", flush=True)
     sys.stdin.readline()
-    print("lost", send("lost", ["1", "2", "3", "4"], enable_idempotence=True), read("lost", 4, 3))
+    print("lost", send("lost", ["1", "2", "3", "4"], enable_idempotence=True), read("lost", 4, 3, sure=2))
     print("leader", send("leader", ["1"]), read("leader", 1))
     print("large", send("large", ["1"]))
     print("unseen", read("unseen", 1, late="new"))

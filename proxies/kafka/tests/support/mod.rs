@@ -4,12 +4,14 @@
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use faultbox_engine::testing::free_addr;
 
 /// How to have what is missing.
 const HOW: &str = "the drivers and brokers of xtask/src/clients.rs belong in the folder that FAULTBOX_CLIENTS names (cargo xtask test does it; \
@@ -136,14 +138,14 @@ pub struct Cluster {
 impl Cluster {
     /// One broker of tansu, an independent implementation in Rust, with its records in memory.
     pub fn tansu() -> Cluster {
-        let addr = free();
+        let addr = free_addr();
         Cluster::tansu_advertised(addr, addr)
     }
 
     /// The same behind TLS of another process with these files; [`brokers`](Cluster::brokers) is where that listens, which the broker
     /// tells its clients.
     pub fn tansu_behind_tls(cert: &Path, key: &Path) -> Cluster {
-        let (addr, front) = (free(), free());
+        let (addr, front) = (free_addr(), free_addr());
         let mut cluster = Cluster::tansu_advertised(addr, front);
         let mut guard = script("tls_front.js")
             .args([front.port().to_string(), addr.port().to_string()])
@@ -224,12 +226,6 @@ impl Drop for Cluster {
             let _ = std::fs::remove_dir_all(folder);
         }
     }
-}
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|l| l.local_addr())
-        .expect("loopback has a free port")
 }
 
 fn is_root() -> bool {

@@ -15,7 +15,7 @@ try:
     raise SystemExit("there is no such route")
 except urllib.error.HTTPError as e:
     assert e.code == 404, e
-c = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+c = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 for i in range(3):
     # One connection for all: bodies with a length, in chunks, and none.
     body = [b"a" * 1000, iter([b"x" * 70000, b"y"]), None][i]

@@ -51,15 +51,15 @@ sub = r.pubsub()
 sub.subscribe("news")
 sub.psubscribe("n*")
 while True:
-    m = sub.get_message(timeout=5)
+    m = sub.get_message(timeout=60)
     if m["type"] == "psubscribe":
         break
 assert r.publish("news", "hi") == 2
-heard = sorted(sub.get_message(timeout=5)["type"] for _ in range(2))
+heard = sorted(sub.get_message(timeout=60)["type"] for _ in range(2))
 assert heard == ["message", "pmessage"], heard
 sub.close()
 threading.Thread(target=lambda: (time.sleep(0.1), r.rpush("jobs", "one"))).start()
-assert list(r.blpop("jobs", timeout=5)) == ["jobs", "one"]
+assert list(r.blpop("jobs", timeout=60)) == ["jobs", "one"]
 assert r.blpop("jobs", timeout=0.1) is None
 big = "x" * (1 << 20)
 assert r.set("big", big) and r.get("big") == big

@@ -1,5 +1,5 @@
 """PyMySQL (pure Python, text protocol). Usage: pymysql_client.py PORT battery|faults"""
-import hashlib, sys, tempfile, threading
+import hashlib, sys, tempfile, threading, time
 import pymysql
 from pymysql.constants import CLIENT
 
@@ -79,10 +79,20 @@ def battery():
     db.ping()
     other = connect()
     thread = db.thread_id()
-    timer = threading.Timer(0.5, lambda: query(other, "KILL QUERY %d" % thread))
-    timer.start()
+
+    def kill():
+        # A KILL that comes before the statement is lost.
+        asleep = "SELECT count(*) FROM information_schema.processlist WHERE id = %d AND state = 'User sleep'" % thread
+        for _ in range(600):
+            if query(other, asleep) == ((1,),):
+                break
+            time.sleep(0.05)
+        query(other, "KILL QUERY %d" % thread)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
     attempt("kill query", lambda: query(db, "SELECT SLEEP(30)"))
-    timer.join()
+    killer.join()
     query(other, "KILL %d" % thread)
     try:
         query(db, "SELECT 1")

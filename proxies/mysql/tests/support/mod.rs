@@ -4,13 +4,14 @@
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use faultbox_contract::tls::Identity;
+use faultbox_engine::testing::free_addr;
 
 /// Debian's place for the server.
 const SERVER_BIN: &str = "/usr/sbin/mariadbd";
@@ -109,9 +110,7 @@ impl Server {
             }
             tls = "--ssl-cert=\"$PWD/cert.pem\" --ssl-key=\"$PWD/key.pem\"";
         }
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|l| l.local_addr())
-            .expect("loopback has a free port");
+        let addr = free_addr();
         // The shell ends the server when this process closes the pipe, whichever way it ends.
         let script = format!(
             "{SERVER_BIN} --no-defaults --datadir=\"$PWD/data\" --socket=\"$PWD/s\" --pid-file=\"$PWD/pid\" --port={} \
@@ -119,7 +118,7 @@ impl Server {
              --server-id=1 --max-allowed-packet=256M --local-infile=1 --general-log=1 --general-log-file=\"$PWD/log\" \
              --character-set-server=utf8mb4 --plugin-load-add=auth_ed25519 {tls} >out 2>&1 & server=$!; cat >/dev/null; \
              kill -KILL $server; wait $server 2>/dev/null; rm -rf data",
-            port.port(),
+            addr.port(),
         );
         let guard = user("sh")
             .args(["-c", &script])
@@ -127,7 +126,7 @@ impl Server {
             .spawn()
             .expect("sh starts");
         let server = Server {
-            addr: port,
+            addr,
             folder,
             guard,
         };

@@ -36,9 +36,12 @@ async function battery() {
   await db.query("LISTEN news");
   await other.query("NOTIFY news, 'hello'");
   show("notify", await news);
-  const cancelled = new Promise((done) => setTimeout(done, 300)).then(() =>
-    other.query("SELECT pg_cancel_backend($1)", [db.processID]),
-  );
+  // A request that comes before the statement is lost.
+  const cancel = async () => {
+    const asleep = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'";
+    for (let i = 0; i < 600 && !(await other.query(asleep, [db.processID])).rowCount; i++) await new Promise((done) => setTimeout(done, 50));
+  };
+  const cancelled = cancel();
   await attempt("cancel", db.query("SELECT pg_sleep(30)"));
   show("last", (await db.query("SELECT 'after cancel' AS x")).rows);
   await cancelled;

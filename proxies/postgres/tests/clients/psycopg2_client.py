@@ -56,7 +56,19 @@ def battery():
     select.select([db], [], [], 20)
     db.poll()
     show("notify", [(n.channel, n.payload) for n in db.notifies])
-    threading.Timer(0.3, db.cancel).start()
+    pid = db.get_backend_pid()
+
+    def cancel():
+        # A request that comes before the statement is lost.
+        watch = other.cursor()
+        for _ in range(600):
+            watch.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'", [pid])
+            if watch.fetchone():
+                break
+            time.sleep(0.05)
+        db.cancel()
+
+    threading.Thread(target=cancel).start()
     attempt("cancel", lambda: cur.execute("SELECT pg_sleep(30)"))
     cur.execute("SELECT 'after cancel'")
     show("last", cur.fetchone(), cur.statusmessage)

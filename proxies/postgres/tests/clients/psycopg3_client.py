@@ -1,5 +1,5 @@
 """psycopg 3 (libpq, extended protocol, pipeline mode). Usage: psycopg3_client.py PORT battery|faults"""
-import hashlib, sys, threading
+import hashlib, sys, threading, time
 import psycopg
 
 port, mode = int(sys.argv[1]), sys.argv[2]
@@ -75,7 +75,17 @@ def battery():
     db.execute("LISTEN news")
     other.execute("NOTIFY news, 'hello'")
     show("notify", [(n.channel, n.payload) for n in db.notifies(timeout=20, stop_after=1)])
-    threading.Timer(0.3, db.cancel_safe).start()
+    pid = db.info.backend_pid
+
+    def cancel():
+        # A request that comes before the statement is lost.
+        for _ in range(600):
+            if other.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'", [pid]).fetchone():
+                break
+            time.sleep(0.05)
+        db.cancel_safe()
+
+    threading.Thread(target=cancel).start()
     attempt("cancel", lambda: db.execute("SELECT pg_sleep(30)"))
     show("last", db.execute("SELECT 'after cancel'").fetchone())
 

@@ -4,13 +4,14 @@
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use faultbox_contract::tls::Identity;
+use faultbox_engine::testing::free_addr;
 
 /// Debian's place for PostgreSQL 15.
 pub const BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -144,15 +145,13 @@ impl Server {
         }
         let hba = "host all scram_user 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n";
         std::fs::write(folder.join("data/pg_hba.conf"), hba).expect("pg_hba.conf can be written");
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|l| l.local_addr())
-            .expect("loopback has a free port");
+        let addr = free_addr();
         // The shell ends the server when this process closes the pipe, whichever way it ends.
         let script = format!(
             "{BIN}/postgres -D data -p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off \
              -c log_statement=all -c log_line_prefix='' -c max_prepared_transactions=4 {} >log 2>&1 & server=$!; cat >/dev/null; \
              kill -QUIT $server; wait $server; rm -rf data",
-            port.port(),
+            addr.port(),
             settings.join(" ")
         );
         let guard = user("sh")
@@ -161,11 +160,11 @@ impl Server {
             .spawn()
             .expect("sh starts");
         let server = Server {
-            addr: port,
+            addr,
             folder,
             guard,
         };
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(90);
         while !server.psql_try("postgres", "SELECT 1") {
             assert!(
                 Instant::now() < deadline,

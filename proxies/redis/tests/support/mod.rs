@@ -4,10 +4,12 @@
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use faultbox_engine::testing::free_addr;
 
 /// What timeout(1) is told: longer than any script takes on a loaded machine.
 const DEADLINE: &[&str] = &["--kill-after=5", "240"];
@@ -84,10 +86,7 @@ pub struct Server {
 impl Server {
     /// Starts one with these settings besides the usual.
     pub fn start(binary: &Path, settings: &[&str]) -> Server {
-        let addr = TcpListener::bind("127.0.0.1:0")
-            .and_then(|l| l.local_addr())
-            .expect("loopback has a free port");
-        Server::start_at(binary, addr, settings)
+        Server::start_at(binary, free_addr(), settings)
     }
 
     /// Starts one on this address.
