@@ -24,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask <verb>
   fuzz   <protocol> [seconds]: coverage-guided fuzzing of its proxy, with cargo-fuzz
   bench  measure: what Faultbox costs where nothing is armed, where something is, and what others cost
 
-  vm     [kernel]: run the specs of the kernel's side on Debian's kernel, or another, in a virtual machine
+  vm     [aarch64] [kernel]: run the specs of the kernel's side on Debian's kernel, or another, in a virtual machine of this or that processor
   ebpf   build the programs for the kernel anew, installing their compiler if it is missing; with --check, compare instead
   instructions  count the instructions of each codec, proxy and decision; --check fails where they are not the committed ones, --bless accepts them";
 
@@ -63,6 +63,8 @@ fn main() -> ExitCode {
         ["fuzz", protocol, seconds] => fuzz::run(protocol, Some(seconds)),
         ["bench"] => bench::run(),
         ["vm"] => vm::run(None),
+        ["vm", "aarch64"] => vm::on_aarch64(None),
+        ["vm", "aarch64", kernel] => vm::on_aarch64(Some(kernel)),
         ["vm", kernel] => vm::run(Some(kernel)),
         ["ebpf"] => ebpf::run(false),
         ["ebpf", "--check"] => ebpf::run(true),

@@ -250,6 +250,31 @@ const VM: &[Need] = &[
     need(Program("python3"), "python3", "a service to fault"),
 ];
 
+/// What another processor takes besides.
+const AARCH64: &[Need] = &[
+    need(
+        Program("qemu-system-aarch64"),
+        "qemu-system-arm",
+        "the machine",
+    ),
+    need(
+        Program("aarch64-linux-gnu-gcc"),
+        "gcc-aarch64-linux-gnu",
+        "it links for that processor",
+    ),
+    need(
+        File("/usr/aarch64-linux-gnu/include/stdio.h"),
+        "libc6-dev-arm64-cross",
+        "what it links with",
+    ),
+    need(Program("cpio"), "cpio", "it packs what the kernel unpacks"),
+];
+
+/// Makes sure that a 64-bit Arm can be built for and booted.
+pub fn for_aarch64() -> Result<()> {
+    install(BUILD.iter().chain(AARCH64))
+}
+
 /// Makes sure that another kernel can be booted.
 pub fn for_vm() -> Result<()> {
     install(BUILD.iter().chain(VM))
