@@ -1,7 +1,8 @@
 //! The client for specs: the commands that a user would type first, any other, `subscribe`, and the readiness probe.
 //!
-//! A step is one command on a connection of its own, or on the one that the caller has kept, and sends nothing that was not asked for, so that `nth=` counts what the spec
-//! wrote: no HELLO, no CLIENT SETINFO, and AUTH or SELECT only where there is a password or a database.
+//! A step is one command on a connection of its own, or on the one that the caller has kept, and sends nothing that was not asked
+//! for, so that `nth=` counts what the spec wrote: no HELLO, no CLIENT SETINFO, and AUTH or SELECT only where there is a password or
+//! a database.
 
 use std::io;
 use std::time::Instant;
