@@ -7,7 +7,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::seccomp::EXEMPT;
-use super::{memory, procfs};
+use super::{memory, procfs, wake};
 
 /// Why a traced thread stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -410,11 +410,36 @@ pub fn pause() {
     std::thread::sleep(Duration::from_micros(10));
 }
 
-/// Prepares the calling thread for arming: it wakes promptly, since whatever it traces stands still meanwhile.
-pub fn hurry() {
-    // SAFETY: both take values only; where the raised priority is refused, arming merely takes longer.
-    unsafe {
-        libc::prctl(libc::PR_SET_TIMERSLACK, 1, 0, 0, 0);
-        libc::setpriority(libc::PRIO_PROCESS, 0, -20);
+/// While it lives, the calling thread has the highest priority among ordinary ones, where that is allowed, and so has every thread
+/// that it starts: among a hundred busy threads a new one, or one that was waited for, else gets a CPU only when its turn comes.
+#[derive(Debug)]
+pub struct Hurry {
+    tid: i32,
+    nice: Option<i32>,
+}
+
+impl Hurry {
+    /// Raises it.
+    pub fn begin() -> Hurry {
+        let tid = wake::this_thread();
+        Hurry {
+            tid,
+            nice: raise_priority(tid),
+        }
     }
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        if let Some(nice) = self.nice {
+            // SAFETY: takes values only.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, self.tid as libc::id_t, nice) };
+        }
+    }
+}
+
+/// Has the calling thread's sleeps end promptly, since whatever it traces stands still meanwhile.
+pub fn sleep_exactly() {
+    // SAFETY: takes values only.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1, 0, 0, 0) };
 }

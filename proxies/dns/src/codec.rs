@@ -23,6 +23,11 @@ pub const OPCODE: u16 = 0xf << 11;
 /// The four bits of the response code.
 pub const RCODE: u16 = 0xf;
 
+/// The class of all names of the internet (RFC 1035, section 3.2.4).
+pub const IN: u16 = 1;
+/// The class in which servers speak of themselves (RFC 4892).
+pub const CHAOS: u16 = 3;
+
 /// The type of the pseudo-record that carries EDNS (RFC 6891).
 pub const OPT: u16 = 41;
 /// The option with a client's and a server's cookie (RFC 7873).

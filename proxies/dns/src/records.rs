@@ -41,8 +41,12 @@ const TYPES: &[(&str, u16)] = &[
 
 /// A (RFC 1035).
 pub const A: u16 = 1;
+/// NS (RFC 1035).
+pub const NS: u16 = 2;
 /// CNAME (RFC 1035).
 pub const CNAME: u16 = 5;
+/// TXT (RFC 1035).
+pub const TXT: u16 = 16;
 /// AAAA (RFC 3596).
 pub const AAAA: u16 = 28;
 /// The question for all types (RFC 8482).

@@ -4,6 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use faultbox_contract::{
@@ -65,8 +66,14 @@ pub async fn query(endpoint: Endpoint, call: CheckedStep) -> Result<Response, Ar
         .get("timeout")
         .and_then(Arg::as_duration)
         .unwrap_or(PATIENCE);
-    let id = fresh_id();
-    let message = ask(id, name, kind, dnssec).map_err(|e| ArgError::new("name", e))?;
+    let question = Question {
+        name,
+        kind,
+        class: codec::IN,
+        recurse: true,
+        dnssec,
+    };
+    let message = question.ask().map_err(|e| ArgError::new("name", e))?;
     let mut transport = call.text_of("transport").unwrap_or("udp");
     let start = Instant::now();
     let outcome = tokio::time::timeout(limit, async {
@@ -161,23 +168,37 @@ fn fresh_id() -> u16 {
     RandomState::new().build_hasher().finish() as u16
 }
 
-/// A question on the wire.
-fn ask(id: u16, name: &str, kind: u16, dnssec: bool) -> Result<Vec<u8>, String> {
-    let mut out = vec![];
-    for word in [id, codec::RD, 1, 0, 0, 1] {
-        out.extend(word.to_be_bytes());
+/// What is asked.
+struct Question<'a> {
+    name: &'a str,
+    kind: u16,
+    class: u16,
+    /// May the server ask others for the answer?
+    recurse: bool,
+    /// Are signatures wanted?
+    dnssec: bool,
+}
+
+impl Question<'_> {
+    /// The message.
+    fn ask(&self) -> Result<Vec<u8>, String> {
+        let flags = if self.recurse { codec::RD } else { 0 };
+        let mut out = vec![];
+        for word in [fresh_id(), flags, 1, 0, 0, 1] {
+            out.extend(word.to_be_bytes());
+        }
+        codec::put_name(self.name, &mut out)?;
+        out.extend(self.kind.to_be_bytes());
+        out.extend(self.class.to_be_bytes());
+        // EDNS: the root as owner, no options (RFC 6891, section 6.1.2).
+        out.push(0);
+        out.extend(codec::OPT.to_be_bytes());
+        out.extend(SIZE.to_be_bytes());
+        out.extend([0, 0]);
+        out.extend((u16::from(self.dnssec) << 15).to_be_bytes());
+        out.extend([0, 0]);
+        Ok(out)
     }
-    codec::put_name(name, &mut out)?;
-    out.extend(kind.to_be_bytes());
-    out.extend([0, 1]);
-    // EDNS: the root as owner, no options (RFC 6891, section 6.1.2).
-    out.push(0);
-    out.extend(codec::OPT.to_be_bytes());
-    out.extend(SIZE.to_be_bytes());
-    out.extend([0, 0]);
-    out.extend((u16::from(dnssec) << 15).to_be_bytes());
-    out.extend([0, 0]);
-    Ok(out)
 }
 
 fn malformed(why: &str) -> io::Error {
@@ -262,17 +283,54 @@ fn read_reply(message: &[u8]) -> Result<Answered, codec::Malformed> {
     })
 }
 
+/// Asked of a server to see whether it answers: what it can say without asking another server, which may be out of reach. The name
+/// servers of the root, not recursively, are what every server has an opinion on, unless it passes all on; one that does so keeps the
+/// question for its version to itself (RFC 4892, section 2).
+const PROBES: [(&str, u16, u16); 2] = [
+    (".", records::NS, codec::IN),
+    ("version.bind", records::TXT, codec::CHAOS),
+];
+
 /// A server that answers anything at all is ready: which names it knows is its own affair.
 ///
 /// # Errors
 /// Why it does not.
 pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
-    // NS of the root, which every server has an opinion on.
-    let question = ask(fresh_id(), ".", 2, false)?;
-    match tokio::time::timeout(endpoint.attempt, over_udp(endpoint.addr, &question)).await {
-        Ok(Ok(reply)) if Some(reply.code) != code_number("NOTIMP") => Ok(()),
-        Ok(Ok(_)) => Err("the server does not answer queries".into()),
-        Ok(Err(e)) => Err(e.to_string()),
-        Err(_) => Err("no reply".into()),
+    let [root, version] = PROBES.map(|probe| answers_probe(endpoint.addr, probe));
+    let (mut root, mut version) = (pin!(root), pin!(version));
+    let either = async {
+        tokio::select! {
+            first = &mut root => match first {
+                Ok(()) => Ok(()),
+                Err(e) => version.await.map_err(|_| e),
+            },
+            first = &mut version => match first {
+                Ok(()) => Ok(()),
+                Err(_) => root.await,
+            },
+        }
+    };
+    tokio::time::timeout(endpoint.attempt, either)
+        .await
+        .unwrap_or_else(|_| Err("no reply".into()))
+}
+
+async fn answers_probe(
+    to: SocketAddr,
+    (name, kind, class): (&str, u16, u16),
+) -> Result<(), String> {
+    let question = Question {
+        name,
+        kind,
+        class,
+        recurse: false,
+        dnssec: false,
+    };
+    let reply = over_udp(to, &question.ask()?)
+        .await
+        .map_err(|e| e.to_string())?;
+    match Some(reply.code) == code_number("NOTIMP") {
+        true => Err("the server does not answer queries".into()),
+        false => Ok(()),
     }
 }

@@ -373,3 +373,24 @@ async fn ready_when_something_answers() {
     assert_eq!(protocol.ready(endpoint(rig.proxy.addr)).await, Ok(()));
     assert!(protocol.ready(endpoint(free_addr())).await.is_err());
 }
+
+#[tokio::test]
+async fn not_ready_while_nothing_is_implemented() {
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let addr = server.local_addr().unwrap();
+    let answers = async {
+        let mut buffer = [0; 512];
+        loop {
+            let (n, from) = server.recv_from(&mut buffer).await.unwrap();
+            // QR, and the code NOTIMP.
+            buffer[2] |= 0x80;
+            buffer[3] = buffer[3] & 0xf0 | 4;
+            server.send_to(&buffer[..n], from).await.unwrap();
+        }
+    };
+    let ready = tokio::select! {
+        ready = faultbox_dns::protocol().ready(endpoint(addr)) => ready,
+        () = answers => unreachable!(),
+    };
+    assert_eq!(ready, Err("the server does not answer queries".into()));
+}

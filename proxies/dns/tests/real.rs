@@ -125,7 +125,8 @@ impl Server {
         Server { child, addr, dir }
     }
 
-    fn dnsmasq(name: &str) -> Server {
+    /// Dnsmasq knows the zone, and passes all other questions on to `forward`.
+    fn dnsmasq(name: &str, forward: Option<SocketAddr>) -> Server {
         Server::start(name, "dnsmasq", |dir, addr| {
             [
                 "--keep-in-foreground",
@@ -149,6 +150,7 @@ impl Server {
                 format!("--port={}", addr.port()),
                 format!("--pid-file={}", dir.join("pid").display()),
             ])
+            .chain(forward.map(|to| format!("--server={}#{}", to.ip(), to.port())))
             .collect()
         })
     }
@@ -295,13 +297,25 @@ const QUESTIONS: &[&[&str]] = &[
     &["www.example.test", "A", "+ednsopt=65001:01020304"],
 ];
 
+/// Whether a server answers does not hang on servers that it would ask: a test's network has none of the internet's.
+#[test]
+fn a_server_that_reaches_no_other_is_ready() {
+    if !installed(&["dnsmasq", "unbound"]) {
+        return;
+    }
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap();
+    Server::dnsmasq("alone-dnsmasq", Some(silent));
+    Server::unbound("alone-unbound", Some(silent));
+}
+
 #[test]
 fn dig_gets_the_same_answers() {
     if !installed(&["dnsmasq", "named", "unbound", "dig"]) {
         return;
     }
     let servers = [
-        Server::dnsmasq("dig-dnsmasq"),
+        Server::dnsmasq("dig-dnsmasq", None),
         Server::bind("dig-bind"),
         Server::unbound("dig-unbound", None),
     ];
@@ -383,7 +397,10 @@ fn python_and_node_get_the_same_answers() {
     if !installed(&["dnsmasq", "named", "python3", "node"]) {
         return;
     }
-    for server in [Server::dnsmasq("lang-dnsmasq"), Server::bind("lang-bind")] {
+    for server in [
+        Server::dnsmasq("lang-dnsmasq", None),
+        Server::bind("lang-bind"),
+    ] {
         let seen = same(server.addr, |addr| {
             let port = addr.port().to_string();
             client("node", &["-e", NODE, &port])

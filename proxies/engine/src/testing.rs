@@ -1,6 +1,7 @@
 //! A proxy under test: rules to arm, events to look at. Compiled only with the feature `testing`.
 
 pub mod fuzz;
+pub mod kept;
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener, UdpSocket};

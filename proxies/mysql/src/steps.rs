@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use faultbox_contract::{Arg, ArgError, CheckedStep, Endpoint, Kind, ParamDoc, Response, StepDoc};
+use faultbox_contract::{ArgError, CheckedStep, Endpoint, Kind, ParamDoc, Response, StepDoc};
+use faultbox_sql::{Statement, Work};
 use serde_json::{Value, json};
 
 use crate::client::{Account, Client, Failure, Outcome};
@@ -71,7 +72,7 @@ pub const STEPS: &[StepDoc] = &[
 /// # Errors
 /// A statement of `tx` that is none, or another number of parameters than the statement has.
 pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, ArgError> {
-    let work = plan(&call)?;
+    let work = Work::of(&call, "INSERT INTO t VALUES (?)")?;
     let account = account(&endpoint, Some(&call));
     let start = Instant::now();
     let timeout = call.timeout();
@@ -145,84 +146,6 @@ async fn leave(client: Client, endpoint: &Endpoint, account: &Account, reusable:
         true => endpoint.keep(&account.key(), client),
         false => client.quit().await,
     }
-}
-
-/// What a step does.
-enum Work {
-    Query(Statement),
-    Exec(Statement),
-    Transaction(Vec<Statement>),
-}
-
-struct Statement {
-    sql: String,
-    params: Vec<Value>,
-}
-
-impl Work {
-    /// Is the connection afterwards as it was before? Of statements that are not known for that, it is not.
-    fn leaves_session_alone(&self) -> bool {
-        match self {
-            Work::Query(statement) | Work::Exec(statement) => {
-                faultbox_sql::leaves_session_alone(&statement.sql)
-            }
-            Work::Transaction(statements) => statements
-                .iter()
-                .all(|s| faultbox_sql::leaves_session_alone(&s.sql)),
-        }
-    }
-}
-
-fn plan(call: &CheckedStep) -> Result<Work, ArgError> {
-    let one = || Statement {
-        sql: call.text_of("sql").unwrap_or_default().to_owned(),
-        params: match call.get("params") {
-            Some(Arg::Json(Value::Array(params))) => params.clone(),
-            _ => vec![],
-        },
-    };
-    Ok(match call.step.name {
-        "query" => Work::Query(one()),
-        "exec" => Work::Exec(one()),
-        _ => {
-            let list = match call.get("statements") {
-                Some(Arg::Json(Value::Array(list))) => list.as_slice(),
-                _ => &[],
-            };
-            Work::Transaction(
-                list.iter()
-                    .enumerate()
-                    .map(statement)
-                    .collect::<Result<_, _>>()?,
-            )
-        }
-    })
-}
-
-fn statement((i, value): (usize, &Value)) -> Result<Statement, ArgError> {
-    let (sql, params) = match value {
-        Value::String(sql) => (Some(sql), vec![]),
-        Value::Array(pair) => match pair.as_slice() {
-            [Value::String(sql)] => (Some(sql), vec![]),
-            [Value::String(sql), Value::Array(params)] => (Some(sql), params.clone()),
-            _ => (None, vec![]),
-        },
-        _ => (None, vec![]),
-    };
-    let Some(sql) = sql else {
-        return Err(ArgError::new(
-            "statements",
-            format!(
-                "statement {} of `tx` is neither a string nor a list [sql, params]: {value}",
-                i + 1
-            ),
-        )
-        .hint("for example tx([\"DELETE FROM t\", [\"INSERT INTO t VALUES (?)\", [1]]])"));
-    };
-    Ok(Statement {
-        sql: sql.clone(),
-        params,
-    })
 }
 
 async fn run(client: &mut Client, work: &Work) -> Result<Value, Failure> {

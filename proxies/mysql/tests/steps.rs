@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faultbox_contract::{Arg, Endpoint, Kept, Response};
+use faultbox_contract::{Arg, Endpoint, Response};
+use faultbox_engine::testing::kept::{Session, caller_keeps_its_session};
 use faultbox_engine::testing::{Harness, free_addr};
 use faultbox_mysql::protocol;
 use serde_json::{Value, json};
@@ -387,56 +388,18 @@ async fn kill_query_ends_an_injected_delay_as_it_would_a_slow_statement() {
     assert_eq!(proxy.degradations(), [""; 0]);
 }
 
-/// A caller that goes on calling uses its connection again, unless a step failed or left the session other than it found it.
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_keep_their_connections() {
     if skip() {
         return;
     }
     let server = server();
-    let caller = Endpoint {
-        kept: Some(Kept::default()),
-        ..endpoint(server.addr, &[("MYSQL_DATABASE", "steps")])
+    let session = Session {
+        id: "SELECT CONNECTION_ID() AS id",
+        change: "SET SESSION lock_wait_timeout = 60",
+        end: "KILL $ID",
+        count: "SELECT count(*) AS n FROM information_schema.processlist WHERE id = $ID",
     };
-    let step = async |name: &str, sql: &str| {
-        let call = protocol()
-            .doc()
-            .check_step(name, vec![text(sql)], vec![])
-            .unwrap();
-        protocol().step(caller.clone(), call).await.unwrap()
-    };
-    let id = async || {
-        let response = step("query", "SELECT CONNECTION_ID() AS id").await;
-        assert!(response.ok, "{response:?}");
-        response.data[0]["id"].clone()
-    };
-    let first = id().await;
-    protocol().ready(caller.clone()).await.unwrap();
-    assert_eq!(id().await, first);
-    assert!(step("exec", "SET SESSION lock_wait_timeout = 60").await.ok);
-    let second = id().await;
-    assert_ne!(second, first);
-    assert!(!step("query", "SELECT no_such_column").await.ok);
-    let third = id().await;
-    assert_ne!(third, second);
-
-    // Whoever is gone by then is not asked.
-    let gone = query(server.addr, &format!("KILL {third}"), json!([])).await;
-    assert!(gone.ok, "{gone:?}");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let left = async || {
-        query(
-            server.addr,
-            "SELECT count(*) AS n FROM information_schema.processlist WHERE id = ?",
-            json!([third]),
-        )
-        .await
-        .data[0]["n"]
-            .clone()
-    };
-    while left().await != json!(0) {
-        assert!(Instant::now() < deadline, "the server still has it");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert_ne!(id().await, third);
+    let endpoint = endpoint(server.addr, &[("MYSQL_DATABASE", "steps")]);
+    caller_keeps_its_session(protocol(), endpoint, session).await;
 }

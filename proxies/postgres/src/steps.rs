@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use faultbox_contract::{
-    Arg, ArgError, CheckedStep, Endpoint, Kind, ParamDoc, Response, StepDoc, Tls,
-};
+use faultbox_contract::{ArgError, CheckedStep, Endpoint, Kind, ParamDoc, Response, StepDoc, Tls};
 use faultbox_engine::tls::connect;
 use faultbox_engine::{dial, is_quiet};
+use faultbox_sql::{Statement, Work};
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -86,7 +85,7 @@ pub const STEPS: &[StepDoc] = &[
 /// # Errors
 /// A statement of `tx` that is none, or another number of parameters than the statement has.
 pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, ArgError> {
-    let work = plan(&call)?;
+    let work = Work::of(&call, "INSERT INTO t VALUES ($1)")?;
     let start = Instant::now();
     let timeout = call.timeout();
     let done = tokio::time::timeout(timeout, run(&endpoint, &call, &work)).await;
@@ -127,83 +126,6 @@ pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
             "no answer to SELECT 1 within {:?}",
             endpoint.attempt
         )),
-    }
-}
-
-/// What a step does.
-enum Work {
-    Query(Statement),
-    Exec(Statement),
-    Transaction(Vec<Statement>),
-}
-
-struct Statement {
-    sql: String,
-    params: Vec<Value>,
-}
-
-impl Work {
-    /// Is the connection afterwards as it was before? Of statements that are not known for that, it is not.
-    fn leaves_session_alone(&self) -> bool {
-        match self {
-            Work::Query(statement) | Work::Exec(statement) => {
-                faultbox_sql::leaves_session_alone(&statement.sql)
-            }
-            Work::Transaction(statements) => statements
-                .iter()
-                .all(|s| faultbox_sql::leaves_session_alone(&s.sql)),
-        }
-    }
-}
-
-fn plan(call: &CheckedStep) -> Result<Work, ArgError> {
-    let one = || Statement {
-        sql: call.text_of("sql").unwrap_or_default().to_owned(),
-        params: match call.get("params") {
-            Some(Arg::Json(Value::Array(params))) => params.clone(),
-            _ => vec![],
-        },
-    };
-    Ok(match call.step.name {
-        "query" => Work::Query(one()),
-        "exec" => Work::Exec(one()),
-        _ => {
-            let Some(Arg::Json(Value::Array(list))) = call.get("statements") else {
-                return Ok(Work::Transaction(vec![]));
-            };
-            Work::Transaction(
-                list.iter()
-                    .enumerate()
-                    .map(statement)
-                    .collect::<Result<_, _>>()?,
-            )
-        }
-    })
-}
-
-fn statement((i, value): (usize, &Value)) -> Result<Statement, ArgError> {
-    let (sql, params) = match value {
-        Value::String(sql) => (Some(sql), Some(vec![])),
-        Value::Array(pair) => match pair.as_slice() {
-            [Value::String(sql)] => (Some(sql), Some(vec![])),
-            [Value::String(sql), Value::Array(params)] => (Some(sql), Some(params.clone())),
-            _ => (None, None),
-        },
-        _ => (None, None),
-    };
-    match (sql, params) {
-        (Some(sql), Some(params)) => Ok(Statement {
-            sql: sql.clone(),
-            params,
-        }),
-        _ => Err(ArgError::new(
-            "statements",
-            format!(
-                "statement {} of `tx` is neither a string nor a list [sql, params]: {value}",
-                i + 1
-            ),
-        )
-        .hint("for example tx([\"BEGIN-less SQL\", [\"INSERT INTO t VALUES ($1)\", [1]]])")),
     }
 }
 

@@ -8,6 +8,7 @@ mod pattern;
 mod relations;
 mod session;
 mod tables;
+mod work;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,6 +18,7 @@ use lex::{Kind, Token};
 pub use pattern::Pattern;
 pub use session::leaves_session_alone;
 pub use tables::Table;
+pub use work::{Statement, Work};
 
 /// Whose SQL it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

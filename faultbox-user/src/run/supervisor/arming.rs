@@ -79,11 +79,12 @@ pub(super) fn install(
     widening: bool,
     in_force: &mut (dyn FnMut(Vec<Listener>) + Send),
 ) -> Result<(), ArmError> {
+    let _hurry = ptrace::Hurry::begin();
     std::thread::scope(|scope| {
         let tracer = std::thread::Builder::new()
             .name("faultbox-arm".to_owned())
             .spawn_scoped(scope, || {
-                ptrace::hurry();
+                ptrace::sleep_exactly();
                 trace(shared, numbers, widening, in_force)
             })
             .map_err(|e| ArmError::new(format!("cannot start a thread to arm faults: {e}")))?;
