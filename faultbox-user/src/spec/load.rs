@@ -3,12 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use faultbox_contract::Protocol;
-use starlark::codemap::{CodeMap, FileSpan, Pos, Span};
+use starlark::codemap::{CodeMap, FileSpan, FileSpanRef, Pos, Span};
 use starlark::environment::{FrozenModule, Module};
-use starlark::eval::{Evaluator, FileLoader};
+use starlark::eval::{BeforeStmtFunc, BeforeStmtFuncDyn, Evaluator, FileLoader};
 use starlark::syntax::{AstModule, Dialect, DialectTypes};
 
 use super::builtins::globals;
@@ -17,7 +18,7 @@ use super::context::{
     Body, Context, FuncId, Registry, ServiceEntry, TestEntry, World, function_slot,
 };
 use super::diagnostic::{Diagnostic, SpecError};
-use super::locate::{Spot, diagnostic, pos_of, spot};
+use super::locate::{Spot, diagnostic, explain, pos_of, spot};
 use super::needs::Needs;
 use super::problem::{Place, Problem, one_of};
 use super::run::{Printer, prepare};
@@ -79,7 +80,9 @@ pub fn load(
         std::thread::Builder::new()
             .name("load".into())
             .stack_size(LOAD_STACK)
-            .spawn_scoped(scope, || evaluate(path, text, folder, ports, registry))
+            .spawn_scoped(scope, || {
+                evaluate(path, text, folder, ports, registry, None)
+            })
             .map_err(|e| nowhere(format!("no thread could be started: {e}")))?
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -106,9 +109,10 @@ fn evaluate(
     folder: PathBuf,
     ports: Arc<dyn Ports>,
     registry: Registry,
+    trail: Option<&Trail>,
 ) -> Result<LoadedSpec, SpecError> {
     let name = path.display().to_string();
-    let world = World::new(folder, ports, registry);
+    let world = World::new(folder.clone(), ports.clone(), registry);
     let file = CodeMap::new(name.clone(), text.clone());
     let transcript = Transcript::default();
     let loader = Loader {
@@ -118,14 +122,30 @@ fn evaluate(
         open: RefCell::default(),
         texts: RefCell::default(),
         steps: Cell::default(),
+        trail,
     };
     let main = Source {
         name,
         identity: path.canonicalize().unwrap_or(path.to_owned()),
         folder: path.parent().map(Path::to_owned),
     };
-    let (module, statements) = loader.module(&main, text).map_err(|error| SpecError {
-        diagnostics: vec![diagnostic(&error, &file.file_span(file.full_span()))],
+    let (module, statements) = loader.module(&main, text.clone()).map_err(|error| {
+        let endless = loader.steps.get() > LOAD_STEPS;
+        if endless && trail.is_none() {
+            // Starlark does not tell where it was stopped. Loading depends on nothing but the files, so it ends there again.
+            let trail = Trail::default();
+            if let Err(placed) = evaluate(path, text, folder, ports, registry, Some(&trail)) {
+                return placed;
+            }
+        }
+        let last = trail.and_then(|t| t.0.borrow().clone());
+        let diagnostic = match last.filter(|_| endless) {
+            Some(last) => Spot::of(&last).diagnostic(&explain(&error).0),
+            None => diagnostic(&error, &file.file_span(file.full_span())),
+        };
+        SpecError {
+            diagnostics: vec![diagnostic],
+        }
     })?;
     let texts = loader.texts.take();
     let mut problems = vec![];
@@ -188,6 +208,22 @@ struct Source {
     folder: Option<PathBuf>,
 }
 
+/// The statement that evaluation has come to. Noting it takes time, so that is done only to find a place that is not known otherwise.
+#[derive(Debug, Default)]
+struct Trail(Rc<RefCell<Option<FileSpan>>>);
+
+impl BeforeStmtFuncDyn<'_> for Trail {
+    fn call<'v>(
+        &mut self,
+        span: FileSpanRef,
+        _continued: bool,
+        _eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<()> {
+        *self.0.borrow_mut() = Some(span.to_file_span());
+        Ok(())
+    }
+}
+
 /// Evaluates files, each once.
 struct Loader<'w> {
     world: &'w World,
@@ -197,6 +233,7 @@ struct Loader<'w> {
     texts: RefCell<Vec<String>>,
     /// Thousands of steps taken so far, over all files.
     steps: Cell<u64>,
+    trail: Option<&'w Trail>,
 }
 
 /// A loader for one file's `load()` statements.
@@ -237,6 +274,10 @@ impl Loader<'_> {
                 let mut eval = Evaluator::new(&module);
                 prepare(&mut eval, &context, &printer)?;
                 eval.set_loader(&from);
+                if let Some(trail) = self.trail {
+                    let trail = Box::new(Trail(trail.0.clone()));
+                    eval.before_stmt_for_dap(BeforeStmtFunc::from_dyn(trail));
+                }
                 // Starlark asks every thousand steps.
                 eval.set_check_cancelled(Box::new(|| {
                     self.steps.update(|n| n + 1);

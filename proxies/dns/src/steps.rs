@@ -4,7 +4,6 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use faultbox_contract::{
@@ -283,31 +282,25 @@ fn read_reply(message: &[u8]) -> Result<Answered, codec::Malformed> {
     })
 }
 
-/// Asked of a server to see whether it answers: what it can say without asking another server, which may be out of reach. The name
-/// servers of the root, not recursively, are what every server has an opinion on, unless it passes all on; one that does so keeps the
-/// question for its version to itself (RFC 4892, section 2).
-const PROBES: [(&str, u16, u16); 2] = [
-    (".", records::NS, codec::IN),
-    ("version.bind", records::TXT, codec::CHAOS),
-];
+/// How long a server may think about the root before it is asked for its version.
+const HEAD_START: Duration = Duration::from_millis(200);
 
-/// A server that answers anything at all is ready: which names it knows is its own affair.
+/// A server that answers anything at all is ready: which names it knows is its own affair. It is asked what it can say without another
+/// server, which may be out of reach: the name servers of the root, not recursively, on which every server has an opinion unless it
+/// passes all on; and its version, a question that also such a one keeps to itself (RFC 4892, section 2).
 ///
 /// # Errors
 /// Why it does not.
 pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
-    let [root, version] = PROBES.map(|probe| answers_probe(endpoint.addr, probe));
-    let (mut root, mut version) = (pin!(root), pin!(version));
+    let root = is_answered(endpoint.addr, ".", records::NS, codec::IN);
+    let version = async {
+        tokio::time::sleep(HEAD_START).await;
+        is_answered(endpoint.addr, "version.bind", records::TXT, codec::CHAOS).await
+    };
     let either = async {
         tokio::select! {
-            first = &mut root => match first {
-                Ok(()) => Ok(()),
-                Err(e) => version.await.map_err(|_| e),
-            },
-            first = &mut version => match first {
-                Ok(()) => Ok(()),
-                Err(_) => root.await,
-            },
+            answer = root => answer,
+            Ok(()) = version => Ok(()),
         }
     };
     tokio::time::timeout(endpoint.attempt, either)
@@ -315,10 +308,7 @@ pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
         .unwrap_or_else(|_| Err("no reply".into()))
 }
 
-async fn answers_probe(
-    to: SocketAddr,
-    (name, kind, class): (&str, u16, u16),
-) -> Result<(), String> {
+async fn is_answered(to: SocketAddr, name: &str, kind: u16, class: u16) -> Result<(), String> {
     let question = Question {
         name,
         kind,

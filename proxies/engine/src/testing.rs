@@ -1,5 +1,6 @@
 //! A proxy under test: rules to arm, events to look at. Compiled only with the feature `testing`.
 
+pub mod clients;
 pub mod fuzz;
 pub mod kept;
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use faultbox_contract::{Arg, Endpoint, Response};
+use faultbox_contract::{Arg, Endpoint, Kept, Response};
 use faultbox_engine::testing::{Harness, eventually, free_addr};
 use serde_json::{Value as Json, json};
 use support::{Cluster, skip};
@@ -30,13 +30,17 @@ fn endpoint(addr: SocketAddr) -> Endpoint {
 }
 
 async fn step(addr: SocketAddr, name: &str, args: &[(&str, Arg)]) -> Response {
+    step_of(endpoint(addr), name, args).await
+}
+
+async fn step_of(endpoint: Endpoint, name: &str, args: &[(&str, Arg)]) -> Response {
     let protocol = faultbox_kafka::protocol();
     let args = args.iter().map(|(n, a)| ((*n).to_owned(), a.clone()));
     let call = protocol
         .doc()
         .check_step(name, vec![], args.collect())
         .unwrap();
-    tokio::time::timeout(DEADLINE, protocol.step(endpoint(addr), call))
+    tokio::time::timeout(DEADLINE, protocol.step(endpoint, call))
         .await
         .expect("a step ends")
         .unwrap()
@@ -195,6 +199,54 @@ async fn a_cluster_of_three_is_reached_through_its_proxies() {
         proxies.iter().filter(|p| p.meter.count() > 0).count() > 1
     })
     .await;
+}
+
+/// A caller that goes on publishing asks once what its broker speaks and who leads, as a producer does, and again when it was told off.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_keep_their_connections() {
+    if skip(&["tansu"]) {
+        return;
+    }
+    let cluster = cluster(Cluster::tansu).await;
+    let proxy = Harness::start_cluster(faultbox_kafka::protocol(), &cluster.brokers).remove(0);
+    let named = [("name", text("kept"))];
+    assert!(step(proxy.addr, "create_topic", &named).await.ok);
+    let requests = async |n: u64| {
+        let what = format!("{n} requests");
+        eventually(&what, || proxy.meter.count() == n).await;
+    };
+    // What the broker speaks, who the controller is, the creation.
+    requests(3).await;
+
+    let caller = Endpoint {
+        kept: Some(Kept::default()),
+        ..endpoint(proxy.addr)
+    };
+    let record = [("topic", text("kept")), ("value", text("v"))];
+    let publish = || step_of(caller.clone(), "publish", &record);
+    for offset in 0..10 {
+        let sent = publish().await;
+        assert_eq!(sent.data["offset"], json!(offset), "{sent:?}");
+    }
+    // Versions and metadata, and ten records.
+    requests(3 + 12).await;
+    let rule = proxy.arm(
+        "error",
+        &[
+            ("topic", text("kept")),
+            ("code", text("NOT_LEADER_OR_FOLLOWER")),
+        ],
+    );
+    assert_eq!(publish().await.code, "NOT_LEADER_OR_FOLLOWER");
+    proxy.rules.lift(rule.id);
+    for offset in 10..12 {
+        let sent = publish().await;
+        assert_eq!(sent.data["offset"], json!(offset), "{sent:?}");
+    }
+    requests(3 + 13 + 4).await;
+    let all = [("topic", text("kept")), ("n", Arg::Int(12))];
+    let read = step_of(caller.clone(), "consume", &all).await;
+    assert_eq!(values(&read).len(), 12);
 }
 
 #[tokio::test]

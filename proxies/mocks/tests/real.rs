@@ -6,20 +6,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use faultbox_contract::Arg;
-use faultbox_engine::testing::{PATIENCE, free_addr};
+use faultbox_engine::testing::{PATIENCE, clients, free_addr};
 use faultbox_mocks::Plan;
 use faultbox_mocks::plan::{Answer, Answers, End, Face, Reply, Route};
 
 /// What timeout(1) is told: longer than any script takes on a loaded machine.
 const DEADLINE: &[&str] = &["--kill-after=5", "240"];
-
-/// The folder that `cargo xtask test` installs clients into.
-fn clients() -> PathBuf {
-    std::env::var_os("FAULTBOX_CLIENTS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/clients"),
-        PathBuf::from,
-    )
-}
 
 /// Is the driver there? If not, and nobody has promised that it would be, the test is left out, and says so loudly.
 fn there(driver: &str) -> bool {
@@ -27,18 +19,22 @@ fn there(driver: &str) -> bool {
         eprintln!("SKIPPED, NOT PASSED: FAULTBOX_SKIP_REAL=1, nothing was proved with {driver}");
         return false;
     }
-    let python = std::fs::read_dir(clients().join("venv/lib"));
+    let python = std::fs::read_dir(clients::folder().join("venv/lib"));
     let found = python
         .into_iter()
         .flatten()
         .flatten()
         .map(|p| p.path().join("site-packages").join(driver))
-        .chain([clients().join("node_modules").join(driver)])
+        .chain([clients::folder().join("node_modules").join(driver)])
         .any(|p| p.exists());
     if !found {
         let promised = ["CI", "FAULTBOX_CLIENTS"];
         let promised = promised.iter().any(|v| std::env::var_os(v).is_some());
-        assert!(!promised, "{driver} is missing in {}", clients().display());
+        assert!(
+            !promised,
+            "{driver} is missing in {}",
+            clients::folder().display()
+        );
         eprintln!("SKIPPED, NOT PASSED: {driver} is missing (cargo xtask test installs it)");
     }
     found
@@ -131,8 +127,8 @@ impl Mock {
         match script.ends_with(".js") {
             true => command
                 .arg("node")
-                .env("NODE_PATH", clients().join("node_modules")),
-            false => command.arg(clients().join("venv/bin/python")),
+                .env("NODE_PATH", clients::folder().join("node_modules")),
+            false => command.arg(clients::folder().join("venv/bin/python")),
         };
         let port = self.addr.port().to_string();
         command.arg(path);

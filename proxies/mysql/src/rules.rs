@@ -7,7 +7,7 @@ use faultbox_contract::rule::nearest;
 use faultbox_contract::{
     ActionDoc, ArgError, CheckedRule, Dialect as GlobDialect, Glob, Kind, ParamDoc, ProtocolDoc,
 };
-use faultbox_sql::{Dialect, Pattern, Table, Units, canonical_verb};
+use faultbox_sql::{Dialect, Matcher, Units};
 
 use crate::answer::Rows;
 use crate::errors;
@@ -156,9 +156,7 @@ pub const CONNECT: &str = "CONNECT";
 /// What the proxy finds in [`ArmedRule::compiled`](faultbox_contract::ArmedRule::compiled).
 #[derive(Debug)]
 pub struct Compiled {
-    query: Option<Pattern>,
-    table: Option<Table>,
-    verb: Option<String>,
+    statements: Matcher,
     database: Option<Glob>,
     user: Option<Glob>,
     /// What is done to a matching request.
@@ -219,32 +217,17 @@ pub struct Facts {
 impl Compiled {
     /// Does a statement match?
     pub fn matches(&self, id: u64, facts: &Facts, units: &Units) -> bool {
-        self.admits(facts) && (!self.reads_sql() || units.verdict(id, |u| self.judge(u)))
+        self.admits(facts) && self.statements.matches(id, units)
     }
 
     /// Does a login match? Only if the rule asks for logins.
     pub fn matches_login(&self, facts: &Facts) -> bool {
-        self.verb.as_deref() == Some(CONNECT) && self.admits(facts)
+        self.statements.verb() == Some(CONNECT) && self.admits(facts)
     }
 
     fn admits(&self, facts: &Facts) -> bool {
         let fits = |glob: &Option<Glob>, text: &str| glob.as_ref().is_none_or(|g| g.matches(text));
         fits(&self.database, &facts.database) && fits(&self.user, &facts.user)
-    }
-
-    fn reads_sql(&self) -> bool {
-        self.query.is_some() || self.table.is_some() || self.verb.is_some()
-    }
-
-    fn judge(&self, units: &Units) -> bool {
-        units.iter().any(|unit| {
-            self.verb.as_ref().is_none_or(|v| v == unit.verb())
-                && self.query.as_ref().is_none_or(|q| q.matches(unit))
-                && self
-                    .table
-                    .as_ref()
-                    .is_none_or(|t| unit.tables().iter().any(|named| t.means(named)))
-        })
     }
 }
 
@@ -275,39 +258,15 @@ pub fn compile(rule: &CheckedRule) -> Result<Compiled, ArgError> {
         "corrupt" => Action::Corrupt(unsigned("offset")),
         _ => Action::Engine,
     };
-    let verb = rule.text_of("verb").map(verb).transpose()?;
-    if verb.as_deref() == Some(CONNECT) {
+    let statements = Matcher::of(rule, Dialect::MYSQL, VERBS)?;
+    if statements.verb() == Some(CONNECT) {
         check_login(rule)?;
     }
     Ok(Compiled {
-        query: rule
-            .text_of("query")
-            .map(|text| Pattern::new(text, Dialect::MYSQL))
-            .transpose()
-            .map_err(refuse("query"))?,
-        table: rule
-            .text_of("table")
-            .map(|text| Table::named(text, Dialect::MYSQL))
-            .transpose()
-            .map_err(refuse("table"))?,
-        verb,
+        statements,
         database: glob("database")?,
         user: glob("user")?,
         action,
-    })
-}
-
-fn verb(text: &str) -> Result<String, ArgError> {
-    let verb = canonical_verb(text.trim(), Dialect::MYSQL);
-    if VERBS.contains(&verb.as_str()) {
-        return Ok(verb);
-    }
-    let error = ArgError::new("verb", format!("`verb`: \"{text}\" is not an SQL command"));
-    Err(match nearest(&verb, VERBS) {
-        Some(best) => error.hint(format!("did you mean \"{best}\"?")),
-        None => {
-            error.hint("the first word of a statement, e.g. \"INSERT\"; for more words use query=")
-        }
     })
 }
 

@@ -9,7 +9,7 @@ use faultbox_contract::{
     ActionDoc, ArgError, CheckedRule, Dialect, Glob, Kind, ParamDoc, ProtocolDoc,
 };
 
-use faultbox_sql::{self as sql, Pattern, Table, Units};
+use faultbox_sql::{self as sql, Matcher, Units};
 
 use crate::answer::Rows;
 use crate::codec;
@@ -158,9 +158,7 @@ const VERBS: &[&str] = &[
 /// What the proxy finds in [`ArmedRule::compiled`](faultbox_contract::ArmedRule::compiled).
 #[derive(Debug)]
 pub struct Compiled {
-    query: Option<Pattern>,
-    table: Option<Table>,
-    verb: Option<String>,
+    statements: Matcher,
     database: Option<Glob>,
     user: Option<Glob>,
     application_name: Option<Glob>,
@@ -243,23 +241,10 @@ impl Compiled {
         fits(&self.database, &facts.database)
             && fits(&self.user, &facts.user)
             && fits(&self.application_name, &facts.application_name)
-            && (!self.reads_sql() || units.is_some_and(|u| u.verdict(id, |u| self.judge(u))))
-    }
-
-    /// Must the statement be looked at?
-    pub fn reads_sql(&self) -> bool {
-        self.query.is_some() || self.table.is_some() || self.verb.is_some()
-    }
-
-    fn judge(&self, units: &Units) -> bool {
-        units.iter().any(|unit| {
-            self.verb.as_ref().is_none_or(|v| v == unit.verb())
-                && self.query.as_ref().is_none_or(|q| q.matches(unit))
-                && self
-                    .table
-                    .as_ref()
-                    .is_none_or(|t| unit.tables().iter().any(|named| t.means(named)))
-        })
+            && match units {
+                Some(units) => self.statements.matches(id, units),
+                None => !self.statements.reads_sql(),
+            }
     }
 }
 
@@ -291,35 +276,11 @@ pub fn compile(rule: &CheckedRule) -> Result<Compiled, ArgError> {
         _ => Action::Engine,
     };
     Ok(Compiled {
-        query: rule
-            .text_of("query")
-            .map(|text| Pattern::new(text, SQL))
-            .transpose()
-            .map_err(refuse("query"))?,
-        table: rule
-            .text_of("table")
-            .map(|text| Table::named(text, SQL))
-            .transpose()
-            .map_err(refuse("table"))?,
-        verb: rule.text_of("verb").map(verb).transpose()?,
+        statements: Matcher::of(rule, SQL, VERBS)?,
         database: glob("database")?,
         user: glob("user")?,
         application_name: glob("application_name")?,
         action,
-    })
-}
-
-fn verb(text: &str) -> Result<String, ArgError> {
-    let verb = sql::canonical_verb(text.trim(), SQL);
-    if VERBS.contains(&verb.as_str()) {
-        return Ok(verb);
-    }
-    let error = ArgError::new("verb", format!("`verb`: \"{text}\" is not an SQL command"));
-    Err(match nearest(&verb, VERBS) {
-        Some(best) => error.hint(format!("did you mean \"{best}\"?")),
-        None => {
-            error.hint("the first word of a statement, e.g. \"INSERT\"; for more words use query=")
-        }
     })
 }
 

@@ -4,6 +4,7 @@
 //! these [units](Unit). What a unit is compared by is worked out when a rule first asks, and kept: see [`Sql`].
 
 mod lex;
+mod matcher;
 mod pattern;
 mod relations;
 mod session;
@@ -15,6 +16,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lex::{Kind, Token};
+pub use matcher::Matcher;
 pub use pattern::Pattern;
 pub use session::leaves_session_alone;
 pub use tables::Table;

@@ -24,6 +24,7 @@ for variable, value in os.environ.items():
         host, number = value.rsplit(":", 1)
         peers[variable.removeprefix("PEER_")] = (host, int(number))
 kept = {}
+told = set()
 
 
 def name_of(error):
@@ -57,6 +58,14 @@ def ask(name, seconds):
         return name_of(error)
 
 
+def tell(name, text):
+    try:
+        connection(name, 5).sendall(f"told {text}\n".encode())
+        return "sent"
+    except OSError as error:
+        return name_of(error)
+
+
 def datagram(name, text, seconds):
     host, number = peers[name]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -80,6 +89,10 @@ def answer(words):
             return "%s %s" % connection(words[1], 5).getpeername()[:2]
         except OSError as error:
             return name_of(error)
+    if words[0] == "tell":
+        return tell(words[1], words[2])
+    if words[0] == "heard":
+        return "yes" if words[1] in told else "no"
     if words[0] == "udp":
         return datagram(words[1], words[2], float(words[3]))
     return "what?"
@@ -88,7 +101,11 @@ def answer(words):
 def serve(client):
     with client, client.makefile("rw") as lines:
         for line in lines:
-            lines.write(answer(line.split()) + "\n")
+            words = line.split()
+            if words[0] == "told":
+                told.add(words[1])
+                continue
+            lines.write(answer(words) + "\n")
             lines.flush()
 
 

@@ -1,15 +1,31 @@
-//! Closed-loop load: every connection sends its next request when it has the last one's answer.
+//! Load, in a closed or an open loop.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use example_http::{Decoder, Progress};
+use faultbox_engine::timer::sleep_until;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Barrier;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
+
+/// When a connection sends its next request.
+#[derive(Debug, Clone, Copy)]
+pub enum Pace {
+    /// As soon as it has the last one's answer.
+    AtOnce,
+    /// So long after it had that.
+    After(Duration),
+    /// This many a second over all connections, in turns, whether answers have come or not; a request that waits for its connection is
+    /// timed from when it was due.
+    PerSecond(u64),
+}
 
 /// Up to ten seconds, to three digits: what this reports is not finer.
 pub fn histogram() -> Result<Histogram<u64>, String> {
@@ -25,14 +41,20 @@ pub fn percentiles(times: &Histogram<u64>) -> Value {
 /// Not measured: connections are made, branch predictors and caches get warm.
 const WARM_UP: u64 = 200;
 
+/// How much.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// That are open at the same time.
+    pub connections: u64,
+    /// Over all of them.
+    pub requests: u64,
+    /// When the next one goes.
+    pub pace: Pace,
+}
+
 /// GET over keep-alive connections.
-pub fn http(
-    addr: SocketAddr,
-    path: &str,
-    connections: u64,
-    requests: u64,
-) -> Result<Value, String> {
-    closed_loop(connections, requests, async move || {
+pub fn http(addr: SocketAddr, path: &str, load: Load) -> Result<Value, String> {
+    run(load, async move || {
         let stream = TcpStream::connect(addr).await.map_err(|e| e.to_string())?;
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         Ok(Http {
@@ -44,8 +66,8 @@ pub fn http(
 }
 
 /// SELECT 1 as a simple query.
-pub fn postgres(addr: SocketAddr, connections: u64, requests: u64) -> Result<Value, String> {
-    closed_loop(connections, requests, async move || {
+pub fn postgres(addr: SocketAddr, load: Load) -> Result<Value, String> {
+    run(load, async move || {
         let config = format!(
             "host={} port={} user=postgres dbname=postgres sslmode=disable",
             addr.ip(),
@@ -60,8 +82,8 @@ pub fn postgres(addr: SocketAddr, connections: u64, requests: u64) -> Result<Val
 }
 
 /// GET of a value that each connection has set before.
-pub fn redis(addr: SocketAddr, connections: u64, requests: u64) -> Result<Value, String> {
-    closed_loop(connections, requests, async move || {
+pub fn redis(addr: SocketAddr, load: Load) -> Result<Value, String> {
+    run(load, async move || {
         let stream = TcpStream::connect(addr).await.map_err(|e| e.to_string())?;
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let mut redis = Redis(stream);
@@ -144,25 +166,39 @@ impl Ask for Redis {
 }
 
 /// One thread for all connections, so that the generator takes one CPU at most and leaves the other to what is measured.
-fn closed_loop<C: Ask>(
-    connections: u64,
-    requests: u64,
-    connect: impl AsyncFn() -> Result<C, String>,
-) -> Result<Value, String> {
+fn run<C: Ask>(load: Load, connect: impl AsyncFn() -> Result<C, String>) -> Result<Value, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| e.to_string())?;
     runtime.block_on(async {
-        let connections = connections.max(1);
-        let mut tasks = JoinSet::new();
+        let connections = load.connections.max(1);
+        let warm = Arc::new(Barrier::new(connections as usize + 1));
+        let (mut tasks, mut turns) = (JoinSet::new(), vec![]);
         for _ in 0..connections {
             let connection = connect().await?;
+            let (turn, dues) = unbounded_channel();
+            turns.push(turn);
+            let gate = Gate {
+                pace: load.pace,
+                dues,
+                warm: warm.clone(),
+            };
             tasks.spawn(measure(
                 connection,
                 WARM_UP / connections + 1,
-                requests / connections + 1,
+                load.requests / connections + 1,
+                gate,
             ));
+        }
+        warm.wait().await;
+        if let Pace::PerSecond(rate) = load.pace {
+            let rounds = load.requests / connections + 1;
+            tasks.spawn(async move {
+                let began = Instant::now();
+                keep_time(rate, rounds, &turns).await;
+                Ok((began, histogram()?))
+            });
         }
         let mut all = histogram()?;
         let mut began: Option<Instant> = None;
@@ -179,20 +215,66 @@ fn closed_loop<C: Ask>(
     })
 }
 
+/// Tells each connection in turn when its next request is due.
+async fn keep_time(rate: u64, rounds: u64, turns: &[UnboundedSender<Instant>]) {
+    let began = Instant::now();
+    let apart = Duration::from_secs(1) / u32::try_from(rate.max(1)).unwrap_or(u32::MAX);
+    let mut due = began;
+    for _ in 0..rounds {
+        for turn in turns {
+            sleep_until(due).await;
+            // One that has failed says so itself.
+            let _ = turn.send(due);
+            due += apart;
+        }
+    }
+}
+
+/// What a connection waits for before it sends.
+struct Gate {
+    pace: Pace,
+    dues: UnboundedReceiver<Instant>,
+    warm: Arc<Barrier>,
+}
+
+impl Gate {
+    /// Returns when the next request is due to be sent.
+    async fn pass(&mut self) -> Option<Instant> {
+        match self.pace {
+            Pace::AtOnce => Some(Instant::now()),
+            Pace::After(pause) => {
+                sleep_until(Instant::now() + pause).await;
+                Some(Instant::now())
+            }
+            Pace::PerSecond(_) => self.dues.recv().await,
+        }
+    }
+}
+
 async fn measure<C: Ask>(
     mut connection: C,
     warm_up: u64,
     requests: u64,
+    mut gate: Gate,
 ) -> Result<(Instant, Histogram<u64>), String> {
+    let mut warmed = Ok(());
     for _ in 0..warm_up {
-        connection.ask().await?;
+        warmed = connection.ask().await;
+        if warmed.is_err() {
+            break;
+        }
     }
+    // Also one that fails is waited for.
+    gate.warm.wait().await;
+    warmed?;
     let mut times = histogram()?;
     let start = Instant::now();
     for _ in 0..requests {
-        let sent = Instant::now();
+        let Some(due) = gate.pass().await else {
+            break;
+        };
         connection.ask().await?;
-        times.saturating_record(u64::try_from(sent.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        times.saturating_record(u64::try_from(due.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
     Ok((start, times))
 }
@@ -201,6 +283,14 @@ async fn measure<C: Ask>(
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    fn closed(connections: u64, requests: u64) -> Load {
+        Load {
+            connections,
+            requests,
+            pace: Pace::AtOnce,
+        }
+    }
 
     #[test]
     fn values_are_read_and_errors_are_errors() {
@@ -223,9 +313,9 @@ mod tests {
             addr
         };
         let value: &str = format!("$64\r\n{}\r\n", "x".repeat(VALUE)).leak();
-        assert_eq!(redis(serve(value), 1, 50).unwrap()["requests"], 51);
+        assert_eq!(redis(serve(value), closed(1, 50)).unwrap()["requests"], 51);
         let error: &str = format!("-ERR {}\r\n", "x".repeat(VALUE)).leak();
-        assert!(redis(serve(error), 1, 50).is_err());
+        assert!(redis(serve(error), closed(1, 50)).is_err());
     }
 
     #[test]
@@ -239,9 +329,34 @@ mod tests {
         let relay = listener.local_addr().unwrap();
         std::thread::spawn(move || crate::relay::run(&listener, server));
         for addr in [server, relay] {
-            let report = http(addr, "/", 4, 96).unwrap();
+            let report = http(addr, "/", closed(4, 96)).unwrap();
             assert_eq!(report["requests"], 100);
             assert!(report["p50_us"].as_f64() <= report["p99_us"].as_f64());
         }
+    }
+
+    #[test]
+    fn an_open_loop_does_not_wait_for_a_server_that_stalls() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let asked = std::sync::atomic::AtomicU64::new(0);
+        std::thread::spawn(move || {
+            example_http::serve(listener, move |_| {
+                // Half a second once, after the warm-up.
+                if asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == WARM_UP + 10 {
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                example_http::Reply::new(200, json!(1))
+            })
+        });
+        let load = Load {
+            connections: 1,
+            requests: 200,
+            pace: Pace::PerSecond(400),
+        };
+        let report = http(server, "/", load).unwrap();
+        assert_eq!(report["requests"], 201);
+        // All that were due meanwhile have waited, not only the one that was held.
+        assert!(report["p50_us"].as_f64() > Some(1000.0), "{report}");
     }
 }

@@ -11,17 +11,21 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use example_http::Reply;
+use load::{Load, Pace};
 use serde_json::json;
 
 const USAGE: &str = "usage: faultbox-bench <what>
 
   relay LISTEN UPSTREAM                   a bare epoll splice relay: the least that any proxy costs
   serve LISTEN                            an HTTP server that answers at once
-  http ADDR PATH CONNECTIONS REQUESTS     closed loop of GET PATH per connection; REQUESTS in all
-  postgres ADDR CONNECTIONS REQUESTS      closed loop of SELECT 1 (simple query), user and database postgres
-  redis ADDR CONNECTIONS REQUESTS         closed loop of GET of a 64-byte value
+  http ADDR PATH CONNECTIONS REQUESTS [PACE]  GET PATH; REQUESTS over all connections
+  postgres ADDR CONNECTIONS REQUESTS [PACE]   SELECT 1 (simple query), user and database postgres
+  redis ADDR CONNECTIONS REQUESTS [PACE]      GET of a 64-byte value
+                                          PACE: each connection's next at once when the last one is answered (default); so long
+                                          after that (1000us); or so many a second over all of them (10000/s)
   pwrite FILE CALLS                       a busy loop of 64-byte pwrite(2) calls
   lab NAME DIR                            a service that measures from the inside, at FAULTBOX_<NAME>_HTTP_ADDR; files go to DIR";
 
@@ -46,17 +50,14 @@ fn run(words: &[&str]) -> Result<(), String> {
         ["serve", listen] => {
             example_http::serve(bind(listen)?, |_| Reply::new(200, json!({"ok": true})))
         }
-        ["http", addr, path, connections, requests] => {
-            let (connections, requests) = (parse(connections)?, parse(requests)?);
-            load::http(parse(addr)?, path, connections, requests).map(|r| println!("{r}"))
+        ["http", addr, path, rest @ ..] => {
+            load::http(parse(addr)?, path, load_of(rest)?).map(|r| println!("{r}"))
         }
-        ["postgres", addr, connections, requests] => {
-            let (connections, requests) = (parse(connections)?, parse(requests)?);
-            load::postgres(parse(addr)?, connections, requests).map(|report| println!("{report}"))
+        ["postgres", addr, rest @ ..] => {
+            load::postgres(parse(addr)?, load_of(rest)?).map(|r| println!("{r}"))
         }
-        ["redis", addr, connections, requests] => {
-            let (connections, requests) = (parse(connections)?, parse(requests)?);
-            load::redis(parse(addr)?, connections, requests).map(|report| println!("{report}"))
+        ["redis", addr, rest @ ..] => {
+            load::redis(parse(addr)?, load_of(rest)?).map(|r| println!("{r}"))
         }
         ["pwrite", file, calls] => {
             let report = pwrite::run(file, parse(calls)?).map_err(|e| format!("{file}: {e}"))?;
@@ -66,6 +67,28 @@ fn run(words: &[&str]) -> Result<(), String> {
         ["lab", name, dir] => lab::run(name, Path::new(dir)),
         _ => Err("say what to do".into()),
     }
+}
+
+fn load_of(words: &[&str]) -> Result<Load, String> {
+    let (connections, requests, pace) = match words {
+        [connections, requests] => (connections, requests, Pace::AtOnce),
+        [connections, requests, pace] => {
+            let pace = if let Some(pause) = pace.strip_suffix("us") {
+                Pace::After(Duration::from_micros(parse(pause)?))
+            } else if let Some(rate) = pace.strip_suffix("/s") {
+                Pace::PerSecond(parse(rate)?)
+            } else {
+                return Err(format!("`{pace}` is no pace"));
+            };
+            (connections, requests, pace)
+        }
+        _ => return Err("say how many connections and requests".into()),
+    };
+    Ok(Load {
+        connections: parse(connections)?,
+        requests: parse(requests)?,
+        pace,
+    })
 }
 
 fn parse<T: FromStr>(word: &str) -> Result<T, String> {

@@ -11,8 +11,13 @@ use super::{BLOCKS, number, usage};
 use crate::json::Json;
 use crate::{Error, Result};
 
-/// Connections, requests per block over all of them.
-const SETTINGS: [(u64, u64); 2] = [(1, 4_000), (64, 20_000)];
+/// Connections, requests per block over all of them, and the load generator's pace. In a closed loop of 64 connections all that has
+/// a CPU is busy, and latency is but throughput turned over; at a rate that the slowest here can bear it is what a client waits.
+const SETTINGS: [(u64, u64, Option<&str>); 3] = [
+    (1, 4_000, None),
+    (64, 20_000, None),
+    (64, 20_000, Some("10000/s")),
+];
 /// Connections that are open and say nothing: of this process, which may have 1024 descriptors.
 const IDLE: usize = 1000;
 const SETTLES: Duration = Duration::from_secs(1);
@@ -20,6 +25,8 @@ const SETTLES: Duration = Duration::from_secs(1);
 const LIKE_A_RELAY: Goal = Goal::AtMost(1.3);
 /// What the slowest hundredth may wait longer than without a proxy.
 const TAIL: Goal = Goal::AtMost(1000.0);
+/// What a run may hold with as many idle connections, in MiB.
+const MEMORY: Goal = Goal::AtMost(64.0);
 
 /// One way to a server.
 struct Side {
@@ -98,7 +105,7 @@ struct Seen {
 }
 
 fn compare(protocol: &str, after: &[&str], sides: &[Side], table: &mut Table) -> Result<()> {
-    for (connections, requests) in SETTINGS {
+    for (connections, requests, pace) in SETTINGS {
         let mut seen: Vec<Seen> = sides.iter().map(|_| Seen::default()).collect();
         for block in 0..BLOCKS {
             for turn in 0..sides.len() {
@@ -110,6 +117,7 @@ fn compare(protocol: &str, after: &[&str], sides: &[Side], table: &mut Table) ->
                 let mut args = vec![protocol, &addr];
                 args.extend(after);
                 args.extend([connections.as_str(), requests.as_str()]);
+                args.extend(pace);
                 let before = usage::cpu(&side.pids);
                 let report = load(&args)?;
                 let took = usage::cpu(&side.pids) - before;
@@ -120,9 +128,10 @@ fn compare(protocol: &str, after: &[&str], sides: &[Side], table: &mut Table) ->
                 seen.cpu.push(took / 1e3 / number(&report, &["requests"])?);
             }
         }
-        let at = match connections {
-            1 => "1 in flight".to_owned(),
-            n => format!("{n} connections"),
+        let at = match (connections, pace) {
+            (1, _) => "1 in flight".to_owned(),
+            (n, None) => format!("{n} connections"),
+            (n, Some(pace)) => format!("{n} connections, {pace}"),
         };
         rows(&format!("{protocol}, {at}"), sides, &seen, table);
     }
@@ -207,7 +216,7 @@ pub fn idle(lab: &Lab, table: &mut Table) -> Result<()> {
             format!("{IDLE} idle connections, {}: memory", side.name),
             &[megabytes(after)].into_iter().collect(),
             "MiB",
-            Goal::None,
+            if side.ours { MEMORY } else { Goal::None },
             &format!(
                 "{} before, {} KiB a connection",
                 show(megabytes(before)),

@@ -18,14 +18,19 @@ pub fn cpu(pids: &[u32]) -> f64 {
         .sum()
 }
 
-/// Their resident memory, in bytes.
+/// Their resident memory, in bytes: what each has for itself, and once what is mapped from files, the program, which they share
+/// (proc_pid_status(5)).
 pub fn memory(pids: &[u32]) -> u64 {
-    let one = |pid: &u32| {
+    let all = pids.iter().filter_map(|pid| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    pids.iter().filter_map(one).sum::<u64>() << 10
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        Some((kib("RssAnon:")? + kib("RssShmem:")?, kib("RssFile:")?))
+    });
+    let (own, files) = all.fold((0, 0), |(own, files), (o, f)| (own + o, files.max(f)));
+    (own + files) << 10
 }
 
 /// A process and those below it that run the same program: a run and its workers, without the services.

@@ -1,12 +1,13 @@
 //! Real servers and the programs that drive them.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use faultbox_engine::testing::free_addr;
+pub use faultbox_engine::testing::clients::run;
+use faultbox_engine::testing::{clients, free_addr};
 
 /// How to have what is missing.
 const HOW: &str = "apt-get install nghttp2-client nghttp2-server nghttp2-proxy etcd-server etcd-client curl nodejs, and the drivers of xtask/src/clients.rs \
@@ -35,14 +36,16 @@ pub fn skip(needs: &[&str]) -> bool {
 fn there(need: &str) -> bool {
     match need {
         "grpcio" => {
-            clients().join("venv/bin/python").exists() && {
+            clients::folder().join("venv/bin/python").exists() && {
                 let mut python = python();
                 python.args(["-c", "import grpc, grpc_health, grpc_reflection"]);
                 quiet(&mut python)
             }
         }
         "grpc-js" => {
-            clients().join("node_modules/@grpc/grpc-js").exists()
+            clients::folder()
+                .join("node_modules/@grpc/grpc-js")
+                .exists()
                 && quiet(Command::new("node").arg("--version"))
         }
         name => quiet(program(name).arg("--version")) || quiet(program(name).arg("version")),
@@ -68,17 +71,9 @@ pub fn program(name: &str) -> Command {
     }
 }
 
-/// The folder that `cargo xtask test` installs drivers into.
-fn clients() -> PathBuf {
-    std::env::var_os("FAULTBOX_CLIENTS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/clients"),
-        PathBuf::from,
-    )
-}
-
 /// The interpreter that has grpcio.
 pub fn python() -> Command {
-    Command::new(clients().join("venv/bin/python"))
+    Command::new(clients::folder().join("venv/bin/python"))
 }
 
 fn script(name: &str) -> Command {
@@ -87,31 +82,13 @@ fn script(name: &str) -> Command {
         .join(name);
     let mut command = if name.ends_with(".js") {
         let mut node = Command::new("node");
-        node.env("NODE_PATH", clients().join("node_modules"));
+        node.env("NODE_PATH", clients::folder().join("node_modules"));
         node
     } else {
         python()
     };
     command.arg(path);
     command
-}
-
-/// Runs a program to its end; what it printed.
-pub fn run(command: &mut Command) -> String {
-    let shown = format!("{command:?}");
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|e| panic!("{shown}: {e}"));
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    assert!(
-        out.status.success(),
-        "{shown}: {}\n{}{}",
-        out.status,
-        text(&out.stdout),
-        text(&out.stderr)
-    );
-    text(&out.stdout)
 }
 
 /// A client's own battery.
@@ -121,23 +98,8 @@ pub fn battery(name: &str, addr: SocketAddr) -> String {
 
 /// Runs a client's script, calls `arm` when it says that it is ready, and returns what it printed after that.
 pub fn faults(name: &str, addr: SocketAddr, arm: impl FnOnce()) -> String {
-    let mut child = script(name)
-        .arg(addr.port().to_string())
-        .arg("faults")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the client starts");
-    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let first = lines.next().expect("a line").expect("text");
-    assert_eq!(first, "ready");
-    arm();
-    let mut stdin = child.stdin.take().expect("a pipe");
-    stdin.write_all(b"\n").expect("the client reads");
-    let after: Vec<String> = lines.map_while(Result::ok).collect();
-    let status = child.wait().expect("the client ends");
-    assert!(status.success(), "{name}: {status}\n{}", after.join("\n"));
-    after.join("\n")
+    let mut command = script(name);
+    clients::faulted(command.arg(addr.port().to_string()).arg("faults"), arm)
 }
 
 /// A server that ends with the test, whichever way the test ends.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use faultbox_contract::{Endpoint, Response, duration};
-use faultbox_engine::{errno_name, open, send};
+use faultbox_engine::{errno_name, is_quiet, open, send};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -100,12 +100,14 @@ pub struct Partition {
     pub leader: i64,
 }
 
-/// A client for the length of one step.
+/// A client for the length of one step, or of those of one caller.
 pub struct Client {
     endpoint: Endpoint,
     deadline: Instant,
     brokers: HashMap<i64, SocketAddr>,
     connections: HashMap<SocketAddr, Connection>,
+    /// What has been learnt of topics that are there.
+    topics: HashMap<String, Vec<Partition>>,
 }
 
 struct Connection {
@@ -119,14 +121,33 @@ struct Connection {
 pub const ANY: i64 = -1;
 
 impl Client {
-    /// Connects when it is first asked something.
-    pub fn new(endpoint: &Endpoint, deadline: Instant) -> Client {
-        Client {
-            endpoint: endpoint.clone(),
+    /// The one that the caller has kept, or a new one. It connects when it is first asked something.
+    pub fn of(endpoint: &Endpoint, deadline: Instant) -> Client {
+        let mut client = endpoint.take_kept("").unwrap_or_else(|| Client {
+            endpoint: Endpoint {
+                // Or what is kept would keep itself.
+                kept: None,
+                ..endpoint.clone()
+            },
             deadline,
             brokers: HashMap::new(),
             connections: HashMap::new(),
+            topics: HashMap::new(),
+        });
+        client.deadline = deadline;
+        let connected = client.connections.len();
+        let still_open = |c: &Connection| c.heard.is_empty() && is_quiet(&c.stream);
+        client.connections.retain(|_, c| still_open(c));
+        if client.connections.len() < connected {
+            // Whoever closed it may no longer lead.
+            client.topics.clear();
         }
+        client
+    }
+
+    /// Keeps it for the caller's next step. What has failed is not kept, and with it goes what may no longer be so.
+    pub fn keep(self, endpoint: &Endpoint) {
+        endpoint.keep("", self);
     }
 
     /// Milliseconds that are left, for a broker's own time-out.
@@ -311,6 +332,14 @@ impl Client {
         Ok(metadata.int("controller_id").unwrap_or(ANY))
     }
 
+    /// A topic's partitions as they were when last asked for, or as they are. One that is not there is created where brokers do that.
+    pub async fn known_partitions(&mut self, topic: &str) -> Result<Vec<Partition>, Failure> {
+        match self.topics.get(topic) {
+            Some(partitions) => Ok(partitions.clone()),
+            None => self.partitions(topic, true).await,
+        }
+    }
+
     /// A topic's partitions. One that is not there yet is waited for: as long as a creation takes with `create`, else until the
     /// time is up.
     pub async fn partitions(
@@ -335,7 +364,9 @@ impl Client {
                     number: p.int("partition").unwrap_or(0),
                     leader: p.int("leader_id").unwrap_or(ANY),
                 };
-                return Ok(parts.iter().map(partition).collect());
+                let partitions: Vec<Partition> = parts.iter().map(partition).collect();
+                self.topics.insert(topic.to_owned(), partitions.clone());
+                return Ok(partitions);
             };
             let patient = !create || start.elapsed() < CREATION;
             let late = Instant::now() + PAUSE > self.deadline;

@@ -1,4 +1,5 @@
-//! The steps of specs: what a producer, a consumer and an administrator would do, on connections of their own.
+//! The steps of specs: what a producer, a consumer and an administrator would do, on connections of their own or on those that the
+//! caller has kept.
 
 mod client;
 mod group;
@@ -101,7 +102,7 @@ pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, Arg
     let limit = call.timeout();
     let start = Instant::now();
     let deadline = start + limit;
-    let mut client = Client::new(&endpoint, deadline);
+    let mut client = Client::of(&endpoint, deadline);
     let outcome = match call.step.name {
         "publish" => {
             let publication = Publication::of(&call)?;
@@ -112,7 +113,12 @@ pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, Arg
         _ => create_topic(&mut client, &call).await,
     };
     let mut response = match outcome {
-        Ok(response) => response,
+        Ok(response) => {
+            if response.ok {
+                client.keep(&endpoint);
+            }
+            response
+        }
         Err(failure) => failure.response(limit),
     };
     response.duration = start.elapsed();
@@ -124,12 +130,15 @@ pub async fn step(endpoint: Endpoint, call: CheckedStep) -> Result<Response, Arg
 /// # Errors
 /// Why it is not, yet.
 pub async fn ready(endpoint: Endpoint) -> Result<(), String> {
-    let mut client = Client::new(&endpoint, Instant::now() + endpoint.attempt);
+    let mut client = Client::of(&endpoint, Instant::now() + endpoint.attempt);
     match client.metadata(None).await {
         Ok(metadata) if metadata.list("brokers").is_empty() => {
             Err("the cluster has no broker yet".into())
         }
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            client.keep(&endpoint);
+            Ok(())
+        }
         Err(failure) => Err(failure.text(endpoint.attempt)),
     }
 }
@@ -191,7 +200,7 @@ impl Publication {
 }
 
 async fn publish(client: &mut Client, what: &Publication) -> Result<Response, Failure> {
-    let partitions = client.partitions(&what.topic, true).await?;
+    let partitions = client.known_partitions(&what.topic).await?;
     let count = partitions.len() as u32;
     let partition = match (what.partition, &what.key) {
         (Some(chosen), _) => chosen,

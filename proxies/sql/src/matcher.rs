@@ -1,0 +1,81 @@
+//! What a rule's `query=`, `table=` and `verb=` mean together.
+
+use faultbox_contract::rule::nearest;
+use faultbox_contract::{ArgError, CheckedRule};
+
+use crate::{Dialect, Pattern, Table, Units, canonical_verb};
+
+/// The statements that a rule means; all of them, if it says nothing of statements.
+#[derive(Debug)]
+pub struct Matcher {
+    query: Option<Pattern>,
+    table: Option<Table>,
+    verb: Option<String>,
+}
+
+impl Matcher {
+    /// Reads a rule; `verbs` are the commands that a statement can begin with, for catching slips in `verb=`.
+    ///
+    /// # Errors
+    /// A pattern of several statements, a table that is none, an unknown command.
+    pub fn of(rule: &CheckedRule, dialect: Dialect, verbs: &[&str]) -> Result<Matcher, ArgError> {
+        let refuse =
+            |arg: &'static str| move |e: String| ArgError::new(arg, format!("`{arg}`: {e}"));
+        Ok(Matcher {
+            query: rule
+                .text_of("query")
+                .map(|text| Pattern::new(text, dialect))
+                .transpose()
+                .map_err(refuse("query"))?,
+            table: rule
+                .text_of("table")
+                .map(|text| Table::named(text, dialect))
+                .transpose()
+                .map_err(refuse("table"))?,
+            verb: rule
+                .text_of("verb")
+                .map(|text| verb(text, dialect, verbs))
+                .transpose()?,
+        })
+    }
+
+    /// The command that it asks for, in capitals.
+    pub fn verb(&self) -> Option<&str> {
+        self.verb.as_deref()
+    }
+
+    /// Must a statement be looked at?
+    pub fn reads_sql(&self) -> bool {
+        self.query.is_some() || self.table.is_some() || self.verb.is_some()
+    }
+
+    /// Does the rule of this id mean one of these?
+    pub fn matches(&self, id: u64, units: &Units) -> bool {
+        !self.reads_sql() || units.verdict(id, |units| self.judge(units))
+    }
+
+    fn judge(&self, units: &Units) -> bool {
+        units.iter().any(|unit| {
+            self.verb.as_ref().is_none_or(|v| v == unit.verb())
+                && self.query.as_ref().is_none_or(|q| q.matches(unit))
+                && self
+                    .table
+                    .as_ref()
+                    .is_none_or(|t| unit.tables().iter().any(|named| t.means(named)))
+        })
+    }
+}
+
+fn verb(text: &str, dialect: Dialect, verbs: &[&str]) -> Result<String, ArgError> {
+    let verb = canonical_verb(text.trim(), dialect);
+    if verbs.contains(&verb.as_str()) {
+        return Ok(verb);
+    }
+    let error = ArgError::new("verb", format!("`verb`: \"{text}\" is not an SQL command"));
+    Err(match nearest(&verb, verbs) {
+        Some(best) => error.hint(format!("did you mean \"{best}\"?")),
+        None => {
+            error.hint("the first word of a statement, e.g. \"INSERT\"; for more words use query=")
+        }
+    })
+}
