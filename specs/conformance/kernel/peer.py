@@ -99,14 +99,14 @@ def answer(words):
 
 
 def serve(client):
-    with client, client.makefile("rw") as lines:
+    # Not opened for both: what has been read ahead would be lost with each answer.
+    with client, client.makefile("r") as lines:
         for line in lines:
             words = line.split()
             if words[0] == "told":
                 told.add(words[1])
                 continue
-            lines.write(answer(words) + "\n")
-            lines.flush()
+            client.sendall((answer(words) + "\n").encode())
 
 
 def echo(listener):
