@@ -16,26 +16,26 @@ fn run(spec: &str) -> (i32, Value, String) {
 
 /// Runs `faultbox test` on `spec` under a filter that refuses `call`.
 fn run_without(call: libc::c_long, spec: &str) -> (i32, Value, String) {
-    let dir = scratch();
-    std::fs::write(dir.join("faultbox.star"), spec).unwrap();
-    let launcher = compile_c("refuse.c", &[]);
-    let output = Command::new(&launcher)
-        .arg(call.to_string())
-        .args([
-            env!("CARGO_BIN_EXE_faultbox"),
-            "test",
-            "--seed",
-            "1",
-            "--format",
-            "json",
-        ])
-        .current_dir(dir.path())
+    let (dir, launcher) = (scratch(), compile_c("refuse.c", &[]));
+    let output = faultbox_without(&launcher, call, spec, dir.path())
+        .args(["test", "--seed", "1", "--format", "json"])
         .output()
         .unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let document = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|e| panic!("{e}: {:?}\n{stderr}", output.status));
     (output.status.code().unwrap_or(-1), document, stderr)
+}
+
+/// The command, under a filter by which the launcher refuses `call`, beside this spec.
+fn faultbox_without(launcher: &Path, call: libc::c_long, spec: &str, dir: &Path) -> Command {
+    std::fs::write(dir.join("faultbox.star"), spec).unwrap();
+    let mut command = Command::new(launcher);
+    command
+        .arg(call.to_string())
+        .arg(env!("CARGO_BIN_EXE_faultbox"))
+        .current_dir(dir);
+    command
 }
 
 /// A service that writes to a file and says on standard output when the outcome changes.
@@ -158,4 +158,49 @@ def test_faulted():
     let lack = "system-call faults cannot be put in force here (seccomp user notification: operation not permitted)";
     said_first(&stderr, lack);
     assert!(document["notes"].to_string().contains(lack), "{document:#}");
+}
+
+/// A service that has a filter from its start is never native, and one that has none cannot be given one: the bench says so, and
+/// measures what is left.
+#[test]
+fn the_bench_tells_what_it_cannot_measure() {
+    const WEB: &str = r#"
+web = service("web", "sh", interface("http", "http", 0),
+    args = ["-c", "exec python3 -m http.server --bind 127.0.0.1 $FAULTBOX_WEB_HTTP_PORT"],
+    healthcheck = ready(timeout="60s"),
+)
+"#;
+    let declared = "full = fault_assumption(\"full\", target=web, write=deny(\"EIO\"))\n";
+    let filtered = "ptrace is refused here, so web has a filter from its start";
+    for (more, states, why) in [
+        (declared, &["traced", "unmatched", "armed"][..], filtered),
+        ("", &["unmatched", "armed"], "is refused"),
+    ] {
+        let (dir, launcher) = (scratch(), compile_c("refuse.c", &[]));
+        let spec = format!("{WEB}{more}");
+        let output = faultbox_without(&launcher, libc::SYS_ptrace, &spec, dir.path())
+            .args(["bench", "--syscalls=write", "--duration", "600ms"])
+            .args(["--json", "bench.json"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        let document = std::fs::read(dir.join("bench.json")).unwrap();
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        let skipped = document["skipped"].as_array().unwrap();
+        for state in states {
+            let name = format!("web.http {state}");
+            let one = skipped.iter().find(|s| s["name"] == name.as_str());
+            let reason = one.map(|s| s["reason"].to_string()).unwrap_or_default();
+            assert!(reason.contains(why), "{name}: {document:#}");
+        }
+        assert!(said.contains("not measured"), "{said}");
+        // What needs no filter is measured.
+        let subjects = document["subjects"].as_array().unwrap();
+        let mediated = subjects.iter().find(|s| s["name"] == "web.http");
+        assert!(
+            mediated.is_some_and(|s| s["other"]["count"].as_u64() > Some(0)),
+            "{document:#}"
+        );
+    }
 }

@@ -310,7 +310,7 @@ fn in_a_flood_what_is_streamed_and_what_is_lost_are_all_calls() {
     let share = kernel.share_here(0).unwrap();
     let none = std::collections::BTreeSet::new();
     let watch = Watch::adopt(&share, 0, &["flood"], &none, sink.clone()).unwrap();
-    watch.service("flood", &service, true).unwrap();
+    watch.service("flood", &service, true, 0).unwrap();
     let status = Command::new(FAULTBOX)
         .arg("__enter")
         .arg(&service)

@@ -245,8 +245,8 @@ pub mod lost {
     pub const RING_FULL: u32 = 0;
     /// The table of (service, call) was full.
     pub const STATS_FULL: u32 = 1;
-    /// The table of threads inside a call was full.
-    pub const STARTS_FULL: u32 = 2;
+    /// There was no memory to remember what a thread is in.
+    pub const NO_MEMORY: u32 = 2;
     /// How many causes there are.
     pub const CAUSES: u32 = 3;
 }

@@ -1,16 +1,14 @@
 //! System calls: counted and timed in the kernel, streamed when somebody asked.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user_str_bytes,
-};
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user_str_bytes};
 use aya_ebpf::macros::{btf_map, raw_tracepoint};
 use aya_ebpf::programs::RawTracePointContext;
 use faultbox_ebpf_common::{CallKey, CallRecord, CallStats, OpenRecord, PATH, Service, bucket, kind, lost, want};
 
 use aya_ebpf::btf_maps::PerCpuArray;
 
-use crate::maps::{CLASSES, STARTS, STATS, Start};
+use crate::maps::{CLASSES, EPOCH, STATS, THREADS, Thread};
 use crate::{service, stream};
 
 /// Where the six arguments stand in `struct pt_regs` (x86_64) or `struct user_pt_regs` (aarch64), asm/ptrace.h: set by user space
@@ -38,44 +36,64 @@ fn argument(registers: *const u8, index: u32) -> u64 {
 /// A system call begins: `(struct pt_regs *regs, long id)`, include/trace/events/syscalls.h.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn enter(context: RawTracePointContext) -> i32 {
-    if let Some(service) = service::current() {
-        entered(&service, &context);
+    if let Some(thread) = thread() {
+        entered(thread, &context);
     }
     0
 }
 
+/// No call: a thread whose call has returned.
+const NONE: u64 = u64::MAX;
+
+/// The current thread, if it is a service's.
 #[inline(always)]
-fn entered(service: &Service, context: &RawTracePointContext) {
-    let registers: *const u8 = context.arg(0);
-    let nr: u64 = context.arg(1);
-    let mut start = Start {
-        at_ns: 0,
-        nr,
-        path: 0,
-        directory: 0,
-    };
-    let class = CLASSES.get(nr as u32);
-    if let Some(class) = class {
-        if class.want & service.wants != 0 {
-            start.path = argument(registers, class.path);
-            start.directory = match class.directory {
-                0 => i64::from(AT_FDCWD),
-                n => i64::from(argument(registers, n - 1) as i32),
-            };
+fn thread() -> Option<&'static mut Thread> {
+    // Before the service is looked for: what changes meanwhile has another number.
+    // SAFETY: a read of a map's value; volatile, because user space changes it.
+    let epoch = unsafe { core::ptr::read_volatile(EPOCH.get(0)?) };
+    let mut known = THREADS.get();
+    if let Some(mut thread) = known {
+        // SAFETY: the current thread's own value, which lives as long as it does and which nobody else writes.
+        let thread = unsafe { thread.as_mut() };
+        if thread.epoch == epoch {
+            return (thread.service.slot != 0).then_some(thread);
         }
     }
-    let tid = bpf_get_current_pid_tgid() as u32;
-    // SAFETY: a helper without pointers. Last, so that our own work is not counted as the call's.
-    start.at_ns = unsafe { bpf_ktime_get_ns() };
-    match STARTS.get_ptr_mut(&tid) {
-        // SAFETY: a map's value; only this thread writes its own entry, and it is here.
-        Some(slot) => unsafe { *slot = start },
-        None => {
-            if STARTS.insert(&tid, &start, u64::from(BPF_ANY)).is_err() {
-                stream::lose(service, lost::STARTS_FULL);
+    let service = service::current();
+    if known.is_none() {
+        // Whoever is no service's leaves no trace.
+        let service = service?;
+        known = THREADS.get_or_make();
+        if known.is_none() {
+            stream::lose(&service, lost::NO_MEMORY);
+        }
+    }
+    // SAFETY: as above.
+    let thread = unsafe { known?.as_mut() };
+    thread.epoch = epoch;
+    thread.nr = NONE;
+    thread.service = service.unwrap_or_default();
+    service.map(|_| thread)
+}
+
+#[inline(always)]
+fn entered(thread: &mut Thread, context: &RawTracePointContext) {
+    thread.nr = context.arg(1);
+    thread.path = 0;
+    if thread.service.wants != 0 {
+        let registers: *const u8 = context.arg(0);
+        if let Some(class) = CLASSES.get(thread.nr as u32) {
+            if class.want & thread.service.wants != 0 {
+                thread.path = argument(registers, class.path);
+                thread.directory = match class.directory {
+                    0 => i64::from(AT_FDCWD),
+                    n => i64::from(argument(registers, n - 1) as i32),
+                };
             }
         }
     }
+    // SAFETY: a helper without pointers. Last, so that our own work is not counted as the call's.
+    thread.at_ns = unsafe { bpf_ktime_get_ns() };
 }
 
 const AT_FDCWD: i32 = -100;
@@ -83,52 +101,43 @@ const AT_FDCWD: i32 = -100;
 /// A system call returns: `(struct pt_regs *regs, long ret)`.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn exit(context: RawTracePointContext) -> i32 {
-    if let Some(service) = service::current() {
-        returned(&service, context.arg(1));
+    if let Some(mut thread) = THREADS.get() {
+        // SAFETY: as in `thread`.
+        returned(unsafe { thread.as_mut() }, context.arg(1));
     }
     0
 }
 
-/// No call: an entry whose call has returned.
-const NONE: u64 = u64::MAX;
-
 #[inline(always)]
-fn returned(service: &Service, value: i64) {
+fn returned(thread: &mut Thread, value: i64) {
+    // A thread may return from what it entered before it was watched: clone(2) in the child, or a cgroup joined in mid-call.
+    if thread.nr == NONE {
+        return;
+    }
     // SAFETY: a helper without pointers. First, so that our own work is not counted as the call's.
     let now = unsafe { bpf_ktime_get_ns() };
-    let tid = bpf_get_current_pid_tgid() as u32;
-    // A thread may return from what it entered before it was watched: clone(2) in the child, or a cgroup joined in mid-call.
-    let Some(slot) = STARTS.get_ptr_mut(&tid) else {
-        return;
-    };
-    // SAFETY: as in `entered`.
-    let start = unsafe { *slot };
-    if start.nr == NONE {
-        return;
-    }
-    // SAFETY: as in `entered`.
-    unsafe { (*slot).nr = NONE };
-    let took = now.saturating_sub(start.at_ns);
+    let (service, nr) = (&thread.service, thread.nr as u32);
+    let took = now.saturating_sub(thread.at_ns);
     let failed = (-4095..0).contains(&value);
-    count(service, start.nr as u32, took, failed);
-    if service.wants == 0 {
-        return;
-    }
-    if service.wants & want::SYSCALL != 0 {
-        stream::send(service, &call(kind::SYSCALL, service, &start, value, took));
-    }
-    if let Some(class) = CLASSES.get(start.nr as u32) {
-        if class.want & service.wants & want::OPEN != 0 {
-            opened(service, &start, value, took);
+    count(service, nr, took, failed);
+    if service.wants != 0 {
+        if service.wants & want::SYSCALL != 0 {
+            stream::send(service, &call(kind::SYSCALL, thread, value, took));
+        }
+        if let Some(class) = CLASSES.get(nr) {
+            if class.want & service.wants & want::OPEN != 0 {
+                opened(thread, value, took);
+            }
         }
     }
+    thread.nr = NONE;
 }
 
 #[inline(always)]
-fn call(kind: u32, service: &Service, start: &Start, value: i64, took: u64) -> CallRecord {
+fn call(kind: u32, thread: &Thread, value: i64, took: u64) -> CallRecord {
     CallRecord {
-        header: stream::header(kind, service),
-        nr: start.nr,
+        header: stream::header(kind, &thread.service),
+        nr: thread.nr,
         returned: value,
         duration_ns: took,
     }
@@ -167,17 +176,17 @@ fn count(service: &Service, nr: u32, took: u64, failed: bool) {
 }
 
 #[inline(always)]
-fn opened(service: &Service, start: &Start, value: i64, took: u64) {
+fn opened(thread: &Thread, value: i64, took: u64) {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return;
     };
     // SAFETY: this CPU's own value, as in `count`.
     let record = unsafe { &mut *scratch };
-    record.call = call(kind::OPEN, service, start, value, took);
-    record.directory = start.directory as i32;
+    record.call = call(kind::OPEN, thread, value, took);
+    record.directory = thread.directory as i32;
     // The pages were touched by the call itself, so they are there to be read now even if they were not before it.
     // SAFETY: the helper checks the address.
-    record.length = unsafe { bpf_probe_read_user_str_bytes(start.path as *const u8, &mut record.path) }
+    record.length = unsafe { bpf_probe_read_user_str_bytes(thread.path as *const u8, &mut record.path) }
         .map_or(0, |text| (text.len() + 1).min(PATH) as u32);
-    stream::send(service, record);
+    stream::send(&thread.service, record);
 }

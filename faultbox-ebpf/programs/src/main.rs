@@ -25,6 +25,7 @@ mod processes;
 mod service;
 mod sockets;
 mod stream;
+mod threads;
 
 /// The verifier has shown that this is never reached.
 #[panic_handler]

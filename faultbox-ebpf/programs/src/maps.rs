@@ -7,6 +7,8 @@ use faultbox_ebpf_common::{
     Service, lost,
 };
 
+use crate::threads::TaskStorage;
+
 /// The services by their cgroups' ids.
 #[btf_map]
 pub static SERVICES: HashMap<u64, Service, 1024> = HashMap::new();
@@ -19,11 +21,14 @@ pub static STATS: PerCpuHashMap<CallKey, CallStats, 1024> = PerCpuHashMap::new()
 #[btf_map]
 pub static CLASSES: Array<CallClass, 512> = Array::new();
 
-/// A thread inside a call.
-#[derive(Clone, Copy)]
+/// A thread of a service: whose it is, and what it is in.
 #[repr(C)]
-pub struct Start {
-    /// When it entered.
+pub struct Thread {
+    /// The [`EPOCH`] in which `service` was found.
+    pub epoch: u64,
+    /// Whose it is; slot 0 if nobody's.
+    pub service: Service,
+    /// When it entered the call.
     pub at_ns: u64,
     /// Which call.
     pub nr: u64,
@@ -33,9 +38,13 @@ pub struct Start {
     pub directory: i64,
 }
 
-/// The threads of services, by thread id: what they are in, or were in last.
+/// The threads of services. What belongs to a thread ends with it, and is found without a hash.
 #[btf_map]
-pub static STARTS: LruHashMap<u32, Start, 8192> = LruHashMap::new();
+pub static THREADS: TaskStorage<Thread> = TaskStorage::new();
+
+/// Another number each time that [`SERVICES`] has changed: what was found before must be looked up again.
+#[btf_map]
+pub static EPOCH: Array<u64, 1> = Array::new();
 
 /// One ring per test that is running.
 #[btf_map]

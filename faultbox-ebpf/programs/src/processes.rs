@@ -11,7 +11,6 @@ use aya_ebpf::macros::{btf_map, raw_tracepoint};
 use aya_ebpf::programs::RawTracePointContext;
 use faultbox_ebpf_common::{OpenRecord, PATH, ProcessRecord, kind, want};
 
-use crate::maps::STARTS;
 use crate::{service, stream};
 
 /// Offset of `pid` in `struct task_struct`; 0 if not known, like all of these.
@@ -109,7 +108,6 @@ pub fn end(context: RawTracePointContext) -> i32 {
         return 0;
     };
     let id = bpf_get_current_pid_tgid();
-    let _ = STARTS.remove(&(id as u32));
     // The first thread stands for its process.
     if service.wants & want::PROCESS == 0 || (id >> 32) as u32 != id as u32 {
         return 0;

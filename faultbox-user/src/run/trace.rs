@@ -211,8 +211,8 @@ fn watch(
     let share = kernel.share_here(0)?;
     let streams = activity::STREAMS.into_iter().collect();
     let watch = Watch::adopt(&share, 0, &[COMMAND, GAUGE], &streams, tally.clone())?;
-    watch.service(COMMAND, command, calls)?;
-    watch.service(GAUGE, gauge, calls)?;
+    watch.service(COMMAND, command, calls, 0)?;
+    watch.service(GAUGE, gauge, calls, 0)?;
     Ok(watch)
 }
 

@@ -2,6 +2,7 @@
 
 pub mod baton;
 pub mod descriptors;
+pub mod hurry;
 pub mod inherit;
 pub mod launch;
 pub mod memory;

@@ -7,7 +7,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::seccomp::EXEMPT;
-use super::{memory, procfs, wake};
+use super::{hurry, memory, procfs};
 
 /// Why a traced thread stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -313,7 +313,7 @@ impl Injection {
             site,
             saved,
             mask,
-            nice: raise_priority(tid),
+            nice: hurry::raise(tid),
         })
     }
 
@@ -348,8 +348,7 @@ impl Injection {
             }
         }
         if let Some(nice) = self.nice {
-            // SAFETY: takes values only.
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, self.tid as libc::id_t, nice) };
+            hurry::restore(self.tid, nice);
         }
         set_registers(self.tid, &self.saved)?;
         ptrace(
@@ -391,51 +390,9 @@ impl Injection {
     }
 }
 
-/// Gives a thread the highest priority among ordinary ones, and returns what it had. None where that is refused, or nothing to change.
-fn raise_priority(tid: i32) -> Option<i32> {
-    let tid = tid as libc::id_t;
-    // SAFETY: both take values only; errno tells a nice value of -1 from an error.
-    unsafe {
-        *libc::__errno_location() = 0;
-        let nice = libc::getpriority(libc::PRIO_PROCESS, tid);
-        if *libc::__errno_location() != 0 || nice == -20 {
-            return None;
-        }
-        (libc::setpriority(libc::PRIO_PROCESS, tid, -20) == 0).then_some(nice)
-    }
-}
-
 /// Gives the traced thread time to reach its next stop.
 pub fn pause() {
     std::thread::sleep(Duration::from_micros(10));
-}
-
-/// While it lives, the calling thread has the highest priority among ordinary ones, where that is allowed, and so has every thread
-/// that it starts: among a hundred busy threads a new one, or one that was waited for, else gets a CPU only when its turn comes.
-#[derive(Debug)]
-pub struct Hurry {
-    tid: i32,
-    nice: Option<i32>,
-}
-
-impl Hurry {
-    /// Raises it.
-    pub fn begin() -> Hurry {
-        let tid = wake::this_thread();
-        Hurry {
-            tid,
-            nice: raise_priority(tid),
-        }
-    }
-}
-
-impl Drop for Hurry {
-    fn drop(&mut self) {
-        if let Some(nice) = self.nice {
-            // SAFETY: takes values only.
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, self.tid as libc::id_t, nice) };
-        }
-    }
 }
 
 /// Has the calling thread's sleeps end promptly, since whatever it traces stands still meanwhile.

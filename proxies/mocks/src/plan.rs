@@ -35,6 +35,17 @@ pub struct Face {
     pub default: Option<Answers>,
     /// A file with a set of descriptors (gRPC).
     pub descriptors: Option<PathBuf>,
+    /// What it shows its clients, if it speaks TLS.
+    pub certificate: Option<Certificate>,
+}
+
+/// A certificate, as files (PEM).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// The certificate, and what leads from it to its authority.
+    pub cert: PathBuf,
+    /// The key that belongs to it.
+    pub key: PathBuf,
 }
 
 /// A pattern, and what answers the requests that match it.

@@ -2,15 +2,18 @@
 
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use faultbox_contract::ArgError;
+use faultbox_contract::tls::Identity;
+use faultbox_contract::{ArgError, Tls};
+use faultbox_engine::tls::{self, Settings};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::calls::Calls;
 use crate::functions::Functions;
-use crate::plan::{Face, Plan};
+use crate::plan::{Certificate, Face, Plan};
 use crate::script::{Mistake, Routes};
 use crate::{grpc, http, kafka, redis};
 
@@ -41,7 +44,14 @@ pub async fn run(plan: Plan) -> Result<(), String> {
             .map_err(|e| format!("cannot listen on {}: {e}", face.addr))?;
         let calls = Calls::open(&plan.calls, &face.name)
             .map_err(|e| format!("{}: {e}", plan.calls.display()))?;
-        let serving = serving(face, listener, calls, functions.clone())
+        let security = face
+            .certificate
+            .as_ref()
+            .map(|certificate| Security::of(&face.protocol, certificate))
+            .transpose()
+            .map_err(|e| format!("{}: {e}", face.name))?;
+        let door = Door { listener, security };
+        let serving = serving(face, door, calls, functions.clone())
             .map_err(|e| format!("{}: {}", face.name, e.error.message))?;
         ready.push((face, serving));
     }
@@ -68,32 +78,30 @@ fn bind(face: &Face) -> io::Result<TcpSocket> {
 
 fn serving(
     face: &Face,
-    listener: TcpListener,
+    door: Door,
     calls: Calls,
     functions: Functions,
 ) -> Result<Serving, Mistake> {
     Ok(match face.protocol.as_str() {
         "http" => {
             let routes = Arc::new(Routes::new(http::Http, face, functions)?);
-            Box::pin(accept(listener, move |stream| {
-                http::serve(stream, routes.clone(), calls.clone())
-            }))
+            Box::pin(door.accept(move |stream| http::serve(stream, routes.clone(), calls.clone())))
         }
         "redis" => {
             let routes = Arc::new(Routes::new(redis::Redis, face, functions)?);
             let server = redis::Server::new(routes, calls);
-            Box::pin(accept(listener, move |stream| server.clone().serve(stream)))
+            Box::pin(door.accept(move |stream| server.clone().serve(stream)))
         }
         "kafka" => {
             let routes = Arc::new(Routes::new(kafka::Kafka, face, functions)?);
             let server = kafka::Server::new(routes, calls, face.advertised);
-            Box::pin(accept(listener, move |stream| server.clone().serve(stream)))
+            Box::pin(door.accept(move |stream| server.clone().serve(stream)))
         }
         "grpc" => {
             let script = grpc::Grpc::open(face.descriptors.as_deref()).map_err(Mistake::of_face)?;
             let routes = Arc::new(Routes::new(script, face, functions)?);
             let server = grpc::Server::new(routes, calls);
-            Box::pin(accept(listener, move |stream| server.clone().serve(stream)))
+            Box::pin(door.accept(move |stream| server.clone().serve(stream)))
         }
         other => {
             return Err(Mistake {
@@ -105,19 +113,73 @@ fn serving(
     })
 }
 
-async fn accept<F, Fut>(listener: TcpListener, serve: F)
-where
-    F: Fn(TcpStream) -> Fut + Send + 'static,
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let _ = stream.set_nodelay(true);
-                tokio::spawn(serve(stream));
+/// Where clients come in.
+struct Door {
+    listener: TcpListener,
+    security: Option<Security>,
+}
+
+impl Door {
+    async fn accept<F, Fut>(self, serve: F)
+    where
+        F: Fn(TcpStream) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let _ = stream.set_nodelay(true);
+                    match self.security.clone() {
+                        None => drop(tokio::spawn(serve(stream))),
+                        Some(security) => {
+                            let serve = serve.clone();
+                            tokio::spawn(async move {
+                                match security.take_off(stream).await {
+                                    Ok(stream) => serve(stream).await,
+                                    Err(e) => eprintln!("a client's TLS: {e}"),
+                                }
+                            });
+                        }
+                    }
+                }
+                // EMFILE and its kin (accept(2)): the connection stays queued, and trying again at once would spin.
+                Err(_) => tokio::time::sleep(REST).await,
             }
-            // EMFILE and its kin (accept(2)): the connection stays queued, and trying again at once would spin.
-            Err(_) => tokio::time::sleep(REST).await,
         }
+    }
+}
+
+/// TLS, from a client's first byte on.
+#[derive(Clone)]
+struct Security {
+    settings: Arc<Settings>,
+    /// What it speaks inside (ALPN).
+    speaks: &'static [&'static str],
+}
+
+impl Security {
+    fn of(protocol: &str, certificate: &Certificate) -> Result<Security, String> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
+        };
+        let tls = Tls {
+            shown: Identity {
+                chain: read(&certificate.cert)?,
+                key: read(&certificate.key)?,
+            },
+            ..Tls::default()
+        };
+        Ok(Security {
+            settings: Arc::new(Settings::new(&Arc::new(tls))?),
+            speaks: match protocol {
+                "http" => &["http/1.1"],
+                "grpc" => &["h2"],
+                _ => &[],
+            },
+        })
+    }
+
+    async fn take_off(&self, stream: TcpStream) -> io::Result<TcpStream> {
+        tls::terminate(stream, &self.settings, self.speaks).await
     }
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use faultbox_contract::Arg;
 use faultbox_engine::testing::{PATIENCE, clients, free_addr};
+use faultbox_engine::tls::mint::Authority;
 use faultbox_mocks::Plan;
-use faultbox_mocks::plan::{Answer, Answers, End, Face, Reply, Route};
+use faultbox_mocks::plan::{Answer, Answers, Certificate, End, Face, Reply, Route};
 
 /// What timeout(1) is told: longer than any script takes on a loaded machine.
 const DEADLINE: &[&str] = &["--kill-after=5", "240"];
@@ -49,13 +50,14 @@ struct Mock {
 
 impl Mock {
     fn start(protocol: &str, routes: Vec<(&str, Vec<(&str, Arg)>)>) -> Mock {
-        Mock::with(protocol, routes, None)
+        Mock::with(protocol, routes, None, None)
     }
 
     fn with(
         protocol: &str,
         routes: Vec<(&str, Vec<(&str, Arg)>)>,
         descriptors: Option<PathBuf>,
+        certificate: Option<Certificate>,
     ) -> Mock {
         let folder = tempfile::tempdir().unwrap();
         let addr = free_addr();
@@ -80,6 +82,7 @@ impl Mock {
             routes,
             default: None,
             descriptors,
+            certificate,
         };
         faultbox_mocks::check(&face).unwrap();
         let plan = Plan {
@@ -289,6 +292,7 @@ fn grpcio_uses_a_mock() {
                 ),
             ],
             Some(set),
+            None,
         );
         assert_eq!(mock.run("grpcio.py", &["PORT"]), "ok\n");
         let calls = mock.calls();
@@ -298,4 +302,37 @@ fn grpcio_uses_a_mock() {
             .unwrap();
         assert_eq!(get["json"]["id"], 5);
     }
+}
+
+#[test]
+fn drivers_of_all_protocols_use_mocks_over_tls() {
+    if ["redis", "confluent_kafka", "grpc"].map(there) != [true; 3] {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let authority = Authority::new().unwrap();
+    let ca = file("ca.pem", &authority.identity().chain);
+    let shown = authority
+        .issue(&["localhost".into(), "127.0.0.1".into()])
+        .unwrap();
+    let certificate = Certificate {
+        cert: file("cert.pem", &shown.chain),
+        key: file("key.pem", &shown.key),
+    };
+    let start = |protocol, routes| Mock::with(protocol, routes, None, Some(certificate.clone()));
+    let http = start(
+        "http",
+        vec![("GET /orders/7", vec![("body", text("seven"))])],
+    );
+    let [redis, kafka, grpc] = ["redis", "kafka", "grpc"].map(|p| start(p, vec![]));
+    let port = |mock: &Mock| mock.addr.port().to_string();
+    let ports = [&redis, &kafka, &grpc].map(port);
+    let mut args = vec![ca.to_str().unwrap(), "PORT"];
+    args.extend(ports.iter().map(String::as_str));
+    assert_eq!(http.run("tls.py", &args), "ok\n");
 }

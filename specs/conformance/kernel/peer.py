@@ -5,7 +5,8 @@ usage: peer.py PORT CONFIG [HOST]
 Whoever connects to PORT may send lines: "ping" is answered with "pong"; "ask NAME SECONDS" asks the peer NAME over the connection that
 is kept to it (made at first use, and again after an error) and answers with what came, or with the error's name; "peer NAME" answers
 with what getpeername(2) shows of that connection; "udp NAME TEXT SECONDS" sends a datagram there and answers with what comes back and
-from where. Where the peers are stands in CONFIG, a line each: NAME HOST PORT, and in variables of the environment: PEER_name=HOST:PORT.
+from where; "tell NAME TEXT" sends the peer the line "told TEXT", which nobody answers, and "heard TEXT" answers whether that line has
+come here. Where the peers are stands in CONFIG, a line each: NAME HOST PORT, and in variables of the environment: PEER_name=HOST:PORT.
 Datagrams are sent back as they come.
 """
 import errno

@@ -12,11 +12,11 @@ use crate::json::Json;
 use crate::{Error, Result};
 
 /// Connections, requests per block over all of them, and the load generator's pace. In a closed loop of 64 connections all that has
-/// a CPU is busy, and latency is but throughput turned over; at a rate that the slowest here can bear it is what a client waits.
+/// a CPU is busy, and latency is but throughput turned over; at a rate that leaves the CPUs time it is what a client waits.
 const SETTINGS: [(u64, u64, Option<&str>); 3] = [
     (1, 4_000, None),
     (64, 20_000, None),
-    (64, 20_000, Some("10000/s")),
+    (64, 4_000, Some("2000/s")),
 ];
 /// Connections that are open and say nothing: of this process, which may have 1024 descriptors.
 const IDLE: usize = 1000;
@@ -62,7 +62,7 @@ fn sides(lab: &Lab, variable: &str, relay: &Relay, peers: &[Peer]) -> Result<Vec
             true,
         ),
         side(
-            "proxy, rule armed, never matching",
+            "proxy, 20 rules armed, none matching",
             lab.rules.addr(&proxied)?,
             lab.rules.pids(),
             true,
@@ -229,7 +229,7 @@ pub fn idle(lab: &Lab, table: &mut Table) -> Result<()> {
 
 /// What the proxies measured of themselves.
 pub fn own_share(quiet: &Json, rules: &Json, table: &mut Table) {
-    for (what, report) in [("nothing armed", quiet), ("rule armed", rules)] {
+    for (what, report) in [("nothing armed", quiet), ("20 rules armed", rules)] {
         let interfaces = report.get("overhead").and_then(|o| o.get("interfaces"));
         for interface in interfaces.map(Json::list).unwrap_or_default() {
             let (Ok(p50), Ok(p99), Ok(requests)) = (

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use faultbox_ebpf_common::want;
+
 use super::{Managed, TestHost};
 use crate::plan::report::Blame;
-use crate::plan::{CutDecl, SyscallAction, SyscallRule, Topology};
+use crate::plan::{CutDecl, Launch, ServiceDecl, SyscallAction, SyscallRule, Topology};
 use crate::run::supervisor::{ArmedSyscall, Mechanism, sever};
 use crate::run::tracer::{Feature, Watch};
 use crate::spec::HostError;
@@ -34,7 +36,7 @@ pub fn introduce(
         let cgroup = service
             .cgroup()
             .ok_or_else(|| format!("service `{}` has no cgroup", service.decl().name))?;
-        watch.service(&service.decl().name, cgroup, false)?;
+        watch.service(&service.decl().name, cgroup, false, spared(service.decl()))?;
     }
     for service in &topology.services {
         for interface in &service.interfaces {
@@ -42,6 +44,14 @@ pub fn introduce(
         }
     }
     Ok(())
+}
+
+/// What is not streamed of a service. A mock dials nobody: connections that it makes carry its own TLS.
+pub fn spared(decl: &ServiceDecl) -> u32 {
+    match decl.launch {
+        Launch::Mock { .. } => want::CONNECT,
+        _ => 0,
+    }
 }
 
 impl TestHost {

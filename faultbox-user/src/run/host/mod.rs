@@ -649,11 +649,14 @@ impl Host for TestHost {
         let Some(cgroup) = managed.service.cgroup() else {
             return Ok(());
         };
-        watch.service(service, cgroup, on).map_err(|e| HostError {
-            message: format!("trace() cannot be put in force: {e}"),
-            help: None,
-            blame: Blame::Environment,
-        })
+        let spared = kernel::spared(managed.service.decl());
+        watch
+            .service(service, cgroup, on, spared)
+            .map_err(|e| HostError {
+                message: format!("trace() cannot be put in force: {e}"),
+                help: None,
+                blame: Blame::Environment,
+            })
     }
 
     fn events(&self) -> &EventLog {

@@ -18,6 +18,7 @@ use super::services::logs::file_name;
 use crate::events::EventLog;
 use crate::plan::{Launch, ServiceDecl};
 use crate::spec::{LoadedSpec, Transcript};
+use crate::sys::descriptors;
 
 pub use calls::{Calls, follow};
 
@@ -31,6 +32,8 @@ pub fn program() -> PathBuf {
 
 /// The mock's own process: its main function.
 pub fn main(plan: &Path) -> ExitCode {
+    // Over TLS a connection takes three descriptors.
+    descriptors::lift_limit();
     let run = || -> Result<(), String> {
         let text = std::fs::read_to_string(plan).map_err(|e| {
             format!(

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use crate::plan::IoUring;
+use crate::sys::hurry::Hurry;
 use crate::sys::ptrace::{self, Injection, Stop};
 use crate::sys::seccomp::{self, Listener};
 use crate::sys::{memory, names, pidfd, procfs, wake};
@@ -79,7 +80,7 @@ pub(super) fn install(
     widening: bool,
     in_force: &mut (dyn FnMut(Vec<Listener>) + Send),
 ) -> Result<(), ArmError> {
-    let _hurry = ptrace::Hurry::begin();
+    let _hurry = Hurry::begin();
     std::thread::scope(|scope| {
         let tracer = std::thread::Builder::new()
             .name("faultbox-arm".to_owned())

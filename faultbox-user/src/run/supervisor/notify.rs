@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::events::EventLog;
 use crate::plan::{IoUring, SyscallAction};
+use crate::sys::hurry::Hurry;
 use crate::sys::seccomp::{Answer, Listener, Notification};
 use crate::sys::wake::{PollSet, Waker, exact_timers};
 use crate::sys::{names, procfs};
@@ -151,6 +152,8 @@ pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<std::thread::JoinHa
         let shared = shared.clone();
         move || {
             exact_timers();
+            // Who has trapped waits for this thread, and the CPUs may be busy with others.
+            let _hurry = Hurry::begin();
             let mut state = Loop::new(shared.clone());
             let ended = catch_unwind(AssertUnwindSafe(|| state.run()));
             shared.running.store(false, Ordering::Release);

@@ -66,6 +66,7 @@ const PROGRAMS: &[(Feature, &str, Hook)] = &[
 /// The maps that workers read and write.
 const SHARED: &[&str] = &[
     "SERVICES",
+    "EPOCH",
     "STATS",
     "STREAMS",
     "LOST",
@@ -145,6 +146,8 @@ impl Kernel {
             .override_global("TASK_TGID", &tgid, true)
             .override_global("TASK_EXIT_CODE", &exit_code, true)
             .override_global("BINPRM_FILENAME", &filename, true)
+            // What belongs to threads is the programs' alone.
+            .allow_unsupported_maps()
             .map_max_entries("STATS", CALLS_PER_TEST * jobs)
             .load(OBJECT)
             .map_err(|e| explain(&e))?;

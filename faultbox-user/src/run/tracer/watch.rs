@@ -50,6 +50,9 @@ pub struct Watch {
 
 struct Tables {
     services: Hash<u64, Service>,
+    /// Another number each time that `services` has changed: threads remember whose they are until then.
+    epoch: Array<MapData, u64>,
+    changes: u32,
     redirects: Hash<RedirectKey, Redirect>,
     ports: Hash<PortKey, u32>,
     cuts: Hash<CutKey, Cut>,
@@ -141,6 +144,8 @@ impl Watch {
         };
         let tables = Tables {
             services: hash("SERVICES", take("SERVICES")?)?,
+            epoch: array("EPOCH", take("EPOCH")?)?,
+            changes: 0,
             redirects: hash("REDIRECTS", take("REDIRECTS")?)?,
             ports: KernelHash::try_from(Map::LruHashMap(take("PORTS")?))
                 .map_err(|e| wrong("PORTS", &e))?,
@@ -203,11 +208,18 @@ impl Watch {
     }
 
     /// Makes a service known by its cgroup. From then on its calls are counted and its connections redirected. With
-    /// `calls`, every call of it is streamed as well. Said again, it changes that.
+    /// `calls`, every call of it is streamed as well; what is in `spared` (of `want::*`) is not, whoever may ask for it. Said again, it
+    /// changes that.
     ///
     /// # Errors
     /// The cgroup is gone, or the kernel has no room.
-    pub fn service(self: &Arc<Self>, name: &str, cgroup: &Path, calls: bool) -> Result<(), String> {
+    pub fn service(
+        self: &Arc<Self>,
+        name: &str,
+        cgroup: &Path,
+        calls: bool,
+        spared: u32,
+    ) -> Result<(), String> {
         // A version 2 cgroup's id is its inode's number (bpf_get_current_cgroup_id in bpf-helpers(7)).
         let id = std::fs::metadata(cgroup)
             .map_err(|e| format!("{}: {e}", cgroup.display()))?
@@ -219,15 +231,18 @@ impl Watch {
             slot: self.slot(name)?,
             worker: self.worker,
             ring: self.stream.index(),
-            wants: match calls && self.streams() {
-                true => self.wants | want::SYSCALL,
-                false => self.wants,
-            },
+            wants: !spared
+                & match calls && self.streams() {
+                    true => self.wants | want::SYSCALL,
+                    false => self.wants,
+                },
         };
-        self.tables()
+        let mut tables = self.tables();
+        tables
             .services
             .insert(id, service, 0)
-            .map_err(|e| wrong("SERVICES", &e))
+            .map_err(|e| wrong("SERVICES", &e))?;
+        tables.changed(self.worker)
     }
 
     /// Makes an interface's proxy known: what other services send to `real` goes there, in what its protocol travels in. Said again
@@ -457,7 +472,7 @@ impl Watch {
         };
         (
             count(lost::RING_FULL),
-            count(lost::STATS_FULL) + count(lost::STARTS_FULL),
+            count(lost::STATS_FULL) + count(lost::NO_MEMORY),
         )
     }
 
@@ -478,6 +493,8 @@ impl Watch {
         withdraw(&mut tables.services, |_, s: &Service| {
             s.worker == self.worker
         });
+        // Without it, threads that are still there count on.
+        let _ = tables.changed(self.worker);
         withdraw(&mut tables.redirects, |k: &RedirectKey, _| {
             k.worker == self.worker
         });
@@ -522,6 +539,14 @@ impl Watch {
 }
 
 impl Tables {
+    /// Has every thread look up again whose it is.
+    fn changed(&mut self, worker: u32) -> Result<(), String> {
+        self.changes += 1;
+        // Workers share the map, and must not write what another has written before.
+        let epoch = u64::from(worker + 1) << 32 | u64::from(self.changes);
+        self.epoch.set(0, epoch, 0).map_err(|e| wrong("EPOCH", &e))
+    }
+
     /// Tells the kernel about the newest cut of a flow.
     fn refresh(&mut self, watch: &Watch, key: CutKey) -> Result<(), String> {
         let newest = self

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use faultbox_mocks::plan::{Answer, Answers, End, Face, Reply, Route};
+use faultbox_mocks::plan::{Answer, Answers, Certificate, End, Face, Reply, Route};
 use faultbox_mocks::{Mistake, PROTOCOLS, keywords, script::SHORTHAND};
 use starlark::codemap::FileSpan;
 use starlark::collections::SmallMap;
@@ -208,6 +208,14 @@ fn read_face<'v>(
         routes: vec![],
         default: None,
         descriptors,
+        certificate: decl.tls.and_then(|id| {
+            let made = world.declared();
+            let decl = made.certificates.get(id)?;
+            Some(Certificate {
+                cert: decl.cert.clone(),
+                key: decl.key.clone(),
+            })
+        }),
     };
     let mut sites = vec![];
     if let Some((value, at)) = &script.routes {
@@ -297,16 +305,6 @@ fn check_interfaces(
                 Problem::new(place, format!("protocol {protocol} cannot be mocked"))
                     .help(format!("those that can are {}", PROTOCOLS.join(", "))),
             );
-        }
-        if interface.decl.tls.is_some() {
-            return Err(Problem::new(
-                place,
-                format!(
-                    "a mock speaks no TLS yet, and {name}.{} has tls=",
-                    interface.decl.name
-                ),
-            )
-            .help("leave `tls=` out, and have its clients connect in plain text"));
         }
         if !interface.decl.addr.ip().is_loopback() {
             return Err(Problem::new(

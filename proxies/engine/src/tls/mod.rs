@@ -23,8 +23,8 @@ use faultbox_contract::{Endpoint, EventSink, ProxyEvent, ProxyHost, Tls};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::Accepted;
 use rustls::{
-    ALL_VERSIONS, AlertDescription, ClientConnection, ProtocolVersion, SupportedProtocolVersion,
-    version,
+    ALL_VERSIONS, AlertDescription, ClientConnection, ProtocolVersion, ServerConnection,
+    SupportedProtocolVersion, version,
 };
 use serde_json::json;
 use tokio::net::TcpStream;
@@ -197,6 +197,32 @@ pub async fn connect(
     bridge.start().await
 }
 
+/// Handshakes with a client as its server; what comes back is plain. Of the protocols that the client offers (ALPN), it gets the first of
+/// `alpn` that is among them.
+///
+/// # Errors
+/// Why the handshake failed, which the client has been told, or that no loopback connection for the plain text could be had.
+pub async fn terminate(
+    stream: TcpStream,
+    settings: &Settings,
+    alpn: &[&str],
+) -> io::Result<TcpStream> {
+    let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+    let mut config = settings.server(None, ALL_VERSIONS).map_err(invalid)?;
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let conn = ServerConnection::new(Arc::new(config)).map_err(|e| invalid(e.to_string()))?;
+    let session = shake_hands(Session::new(conn, stream), &[])
+        .await
+        .map_err(invalid)?;
+    let bridge = Bridge {
+        session,
+        side: Side::Client,
+        cuts: Arc::default(),
+        report: Box::new(|_| {}),
+    };
+    bridge.start().await
+}
+
 /// Handshakes with the server for a client, and looks at its certificate.
 async fn secure(
     upstream: TcpStream,
@@ -282,7 +308,11 @@ async fn accept(
             return Err(error.to_string());
         }
     };
-    let mut session = Session::new(conn, client);
+    shake_hands(Session::new(conn, client), rest).await
+}
+
+/// Goes through the handshake with a client, of whose words `rest` have been read; one that fails is taken leave of as TLS demands.
+async fn shake_hands(mut session: Session, rest: &[u8]) -> Result<Session, String> {
     match session.handshake(rest).await {
         Ok(()) => Ok(session),
         Err(broken) => {
