@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Passes every GET on to a server over TLS, whose certificate it verifies. Usage: https_client.py PORT URL CA"""
+"""Passes every GET on to a server over TLS, whose certificate it verifies: by the name in URL, or by NAME.
+
+Usage: https_client.py PORT URL CA [NAME]"""
+import http.client
 import ssl
 import sys
 import urllib.error
@@ -7,13 +10,28 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 port, url, ca = sys.argv[1:4]
+name = sys.argv[4] if len(sys.argv) > 4 else None
 context = ssl.create_default_context(cafile=ca)
+
+
+class Connection(http.client.HTTPSConnection):
+    def connect(self):
+        http.client.HTTPConnection.connect(self)
+        self.sock = context.wrap_socket(self.sock, server_hostname=name or self.host)
+
+
+class Https(urllib.request.HTTPSHandler):
+    def https_open(self, request):
+        return self.do_open(Connection, request)
+
+
+opener = urllib.request.build_opener(Https())
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         try:
-            with urllib.request.urlopen(url.rstrip("/") + self.path, context=context, timeout=30) as reply:
+            with opener.open(url.rstrip("/") + self.path, timeout=30) as reply:
                 status, body = reply.status, reply.read()
         except urllib.error.HTTPError as e:
             status, body = e.code, e.read()

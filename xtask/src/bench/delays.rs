@@ -18,7 +18,7 @@ const EXACT: Goal = Goal::Between(0.95, 1.05);
 
 /// The delay of a call and the delay of a request, each less what the same takes without it, at the same pace.
 pub fn measure(lab: &Lab, table: &mut Table) -> Result<()> {
-    let (plain, slow) = (lab.native.server, lab.rules.addr("BENCH_HTTP_DIRECT")?);
+    let (plain, slow) = (lab.native_server.addr, lab.rules.addr("BENCH_HTTP_DIRECT")?);
     let mut call = Delay::default();
     let proxy = lab.rules.addr("BENCH_HTTP")?.to_string();
     let mut request = Delay::default();

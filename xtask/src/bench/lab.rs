@@ -25,9 +25,11 @@ pub fn tool() -> Command {
 /// Everything that is alive.
 pub struct Lab {
     /// Without anybody watching.
-    pub native: Native,
+    pub native_server: Native,
+    pub native_postgres: Native,
     /// Under strace, which injects a fault that never comes.
-    pub strace: Native,
+    pub strace_server: Native,
+    pub strace_postgres: Native,
     /// `faultbox test`, nothing armed.
     pub quiet: Held,
     /// `faultbox test`, faults on calls armed whose path never matches.
@@ -58,8 +60,10 @@ impl Lab {
             kinds(protocol).iter().map(one).collect()
         };
         Ok(Lab {
-            native: Native::start("native", &[])?,
-            strace: Native::start("strace", &STRACE)?,
+            native_server: Native::server("native", &[])?,
+            native_postgres: Native::postgres("native", &[])?,
+            strace_server: Native::server("strace", &STRACE)?,
+            strace_postgres: Native::postgres("strace", &STRACE)?,
             http_relay: Relay::start(quiet.addr("BENCH_HTTP_DIRECT")?)?,
             postgres_relay: Relay::start(quiet.addr("BENCH_PG_DIRECT")?)?,
             redis_relay: Relay::start(quiet.addr("BENCH_REDIS_DIRECT")?)?,
@@ -175,21 +179,76 @@ impl Relay {
     }
 }
 
-/// The services, started without faultbox.
+/// A service that is started without `faultbox test`, perhaps under a tracer.
 pub struct Native {
-    pub server: SocketAddr,
-    pub postgres: SocketAddr,
-    pub redis: SocketAddr,
-    /// Where PostgreSQL writes its process id.
-    pidfile: PathBuf,
+    pub addr: SocketAddr,
+    kind: Kind,
     scratch: PathBuf,
-    _processes: [Running; 3],
+    process: Running,
+}
+
+enum Kind {
+    Server,
+    Redis,
+    Postgres,
 }
 
 impl Native {
-    /// Starts them, `under` the command that these words begin.
-    pub fn start(name: &str, under: &[&str]) -> Result<Native> {
-        let through = |program: &Path| match under {
+    /// The HTTP server that measures from the inside, too.
+    pub fn server(name: &str, under: &[&str]) -> Result<Native> {
+        let tool = specs::target().join("release/faultbox-bench");
+        Native::start(Kind::Server, name, under, &tool, |command, addr, _| {
+            command.args(["lab", name]).arg(super::dir()).env(
+                format!("FAULTBOX_{}_HTTP_ADDR", name.to_uppercase()),
+                addr.to_string(),
+            );
+        })
+    }
+
+    /// PostgreSQL, as the example has it.
+    pub fn postgres(name: &str, under: &[&str]) -> Result<Native> {
+        let script = run::root().join("specs/examples/orders/postgres.sh");
+        Native::start(
+            Kind::Postgres,
+            name,
+            under,
+            &script,
+            |command, addr, scratch| {
+                command
+                    .env("FAULTBOX_DB_PG_PORT", addr.port().to_string())
+                    .env("TMPDIR", scratch)
+                    .stderr(Stdio::null());
+            },
+        )
+    }
+
+    /// Redis, without anything on disk.
+    pub fn redis(name: &str, under: &[&str]) -> Result<Native> {
+        let program = Path::new("redis-server");
+        Native::start(
+            Kind::Redis,
+            name,
+            under,
+            program,
+            |command, addr, scratch| {
+                command
+                    .args(["--bind", "127.0.0.1", "--save", "", "--port"])
+                    .arg(addr.port().to_string())
+                    .arg("--dir")
+                    .arg(scratch);
+            },
+        )
+    }
+
+    /// Starts it, `under` the command that these words begin.
+    fn start(
+        kind: Kind,
+        name: &str,
+        under: &[&str],
+        program: &Path,
+        tell: impl FnOnce(&mut Command, SocketAddr, &Path),
+    ) -> Result<Native> {
+        let mut command = match under {
             [] => Command::new(program),
             [tracer, args @ ..] => {
                 let mut command = Command::new(tracer);
@@ -197,58 +256,51 @@ impl Native {
                 command
             }
         };
-        let (server, postgres, redis) = (free()?, free()?, free()?);
-        let scratch =
-            std::env::temp_dir().join(format!("faultbox-bench-{}-{name}", std::process::id()));
+        let addr = free()?;
+        let scratch = format!(
+            "faultbox-bench-{}-{name}-{}",
+            std::process::id(),
+            addr.port()
+        );
+        let scratch = std::env::temp_dir().join(scratch);
         std::fs::create_dir_all(&scratch)
             .map_err(|e| Error::new(format!("{}: {e}", scratch.display())))?;
-        let tool = specs::target().join("release/faultbox-bench");
-        let mut lab = through(&tool);
-        lab.args(["lab", name]).arg(super::dir()).env(
-            format!("FAULTBOX_{}_HTTP_ADDR", name.to_uppercase()),
-            server.to_string(),
-        );
-        let lab = start(&mut lab, Stdio::null())?;
-        let mut db = through(&run::root().join("specs/examples/orders/postgres.sh"));
-        db.env("FAULTBOX_DB_PG_PORT", postgres.port().to_string())
-            .env("TMPDIR", &scratch);
-        let db = start(db.stderr(Stdio::null()), Stdio::null())?;
-        let mut cache = through(Path::new("redis-server"));
-        cache
-            .args(["--bind", "127.0.0.1", "--save", "", "--port"])
-            .arg(redis.port().to_string())
-            .arg("--dir")
-            .arg(&scratch);
-        let cache = start(&mut cache, Stdio::null())?;
+        tell(&mut command, addr, &scratch);
+        let process = start(&mut command, Stdio::null())?;
         let native = Native {
-            server,
-            postgres,
-            redis,
-            pidfile: scratch.join(format!("postgres-{}/data/postmaster.pid", postgres.port())),
+            addr,
+            kind,
             scratch,
-            _processes: [lab, db, cache],
+            process,
         };
-        await_listener(server)?;
-        await_listener(postgres)?;
-        await_listener(redis)?;
+        await_listener(addr)?;
         Ok(native)
     }
 }
 
 impl Drop for Native {
     fn drop(&mut self) {
-        // Not by the children's ids: those may be a tracer's, which blocks signals, and whose end would leave the server running.
-        let _ = get(self.server, "/quit");
-        let port = self.redis.port().to_string();
-        run::quietly("redis-cli", &["-p", &port, "shutdown", "nosave"]);
-        if let Ok(text) = std::fs::read_to_string(&self.pidfile)
-            && let Some(pid) = text.lines().next()
-        {
-            run::quietly("kill", &["-INT", pid]);
+        // Not by the child's id: that may be a tracer's, which blocks signals, and whose end would leave the server running.
+        let port = self.addr.port();
+        match self.kind {
+            Kind::Server => drop(get(self.addr, "/quit")),
+            Kind::Redis => {
+                run::quietly(
+                    "redis-cli",
+                    &["-p", &port.to_string(), "shutdown", "nosave"],
+                );
+            }
+            Kind::Postgres => {
+                // Its first line is the server's process id.
+                let pidfile = format!("postgres-{port}/data/postmaster.pid");
+                let told = std::fs::read_to_string(self.scratch.join(pidfile)).unwrap_or_default();
+                if let Some(pid) = told.lines().next() {
+                    run::quietly("kill", &["-INT", pid]);
+                }
+            }
         }
-        for process in &mut self._processes {
-            process.ended_by(Instant::now() + Duration::from_secs(10));
-        }
+        self.process
+            .ended_by(Instant::now() + Duration::from_secs(10));
         let _ = std::fs::remove_dir_all(&self.scratch);
     }
 }

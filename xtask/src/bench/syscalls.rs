@@ -23,11 +23,11 @@ const UNARMED: Goal = Goal::AtLeast(0.99);
 /// A busy loop of pwrite(2).
 pub fn pwrite(lab: &Lab, table: &mut Table) -> Result<()> {
     let sides = [
-        (lab.native.server, CALLS),
+        (lab.native_server.addr, CALLS),
         (lab.quiet.addr("BENCH_HTTP_DIRECT")?, CALLS),
         (lab.calls.addr("BENCH_HTTP_DIRECT")?, CALLS_TRAPPED),
         (lab.counted.addr("BENCH_HTTP_DIRECT")?, CALLS_TRAPPED),
-        (lab.strace.server, CALLS_TRACED),
+        (lab.strace_server.addr, CALLS_TRACED),
     ];
     let [native, quiet, calls, counted, strace] = interleaved(sides, |(addr, calls)| {
         let report = get(addr, &format!("/pwrite?calls={calls}"))?;
@@ -61,10 +61,10 @@ pub fn pwrite(lab: &Lab, table: &mut Table) -> Result<()> {
 /// PostgreSQL under pgbench: SELECTs, which are all socket calls, and its standard transaction, which is all fsync.
 pub fn pgbench(lab: &Lab, table: &mut Table) -> Result<()> {
     let sides = [
-        lab.native.postgres,
+        lab.native_postgres.addr,
         lab.quiet.addr("BENCH_PG_DIRECT")?,
         lab.calls.addr("BENCH_PG_DIRECT")?,
-        lab.strace.postgres,
+        lab.strace_postgres.addr,
     ];
     for side in sides {
         bench(side, &["-i", "-q", "-s", "1"])?;

@@ -1,7 +1,7 @@
 //! What being traced costs: servers natively, under `faultbox trace`, and under strace.
 //!
-//! One at a time, unlike everything else here: while anybody traces system calls, every process of the machine pays for a part of it, so
-//! a native run beside a traced one would not be native.
+//! One service at a time, unlike everything else here: while anybody traces system calls, every process of the machine pays for a part of
+//! it, so a native run beside a traced one would not be native, and one that is traced beside others would pay for theirs.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -30,18 +30,24 @@ struct Side {
 
 impl Side {
     fn add(&mut self, name: &str, under: &[&str], calls: u64) -> Result<()> {
-        let native = Native::start(name, under)?;
-        let report = get(native.server, &format!("/pwrite?calls={calls}"))?;
-        self.pwrite_us.push(number(&report, &["per_call_us"])?);
-        let report = load(&["http", &native.server.to_string(), "/", "64", "20000"])?;
-        self.http.push(number(&report, &["per_s"])?);
-        self.redis.push(redis_benchmark(native.redis)?);
-        bench(native.postgres, &["-i", "-q", "-s", "1"])?;
+        {
+            let server = Native::server(name, under)?;
+            let report = get(server.addr, &format!("/pwrite?calls={calls}"))?;
+            self.pwrite_us.push(number(&report, &["per_call_us"])?);
+            let report = load(&["http", &server.addr.to_string(), "/", "64", "20000"])?;
+            self.http.push(number(&report, &["per_s"])?);
+        }
+        {
+            let redis = Native::redis(name, under)?;
+            self.redis.push(redis_benchmark(redis.addr)?);
+        }
+        let postgres = Native::postgres(name, under)?;
+        bench(postgres.addr, &["-i", "-q", "-s", "1"])?;
         for (args, samples) in [
             (&["-S", "-n", "-c", "2", "-T", "1"][..], &mut self.select),
             (&["-n", "-c", "2", "-T", "1"][..], &mut self.tpcb),
         ] {
-            let output = bench(native.postgres, args)?;
+            let output = bench(postgres.addr, args)?;
             let told = tps(&output);
             samples.push(told.ok_or_else(|| Error::new(format!("pgbench told no tps: {output}")))?);
         }
