@@ -208,7 +208,7 @@ impl Native {
     /// PostgreSQL, as the example has it.
     pub fn postgres(name: &str, under: &[&str]) -> Result<Native> {
         let script = run::root().join("specs/examples/orders/postgres.sh");
-        Native::start(
+        let native = Native::start(
             Kind::Postgres,
             name,
             under,
@@ -219,7 +219,19 @@ impl Native {
                     .env("TMPDIR", scratch)
                     .stderr(Stdio::null());
             },
-        )
+        )?;
+        // It listens before it takes sessions.
+        let port = native.addr.port().to_string();
+        let deadline = Instant::now() + PATIENCE;
+        while !run::quietly("pg_isready", &["-h", "127.0.0.1", "-p", &port]) {
+            if Instant::now() > deadline {
+                return Err(Error::new(format!(
+                    "PostgreSQL on port {port} is not ready"
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(native)
     }
 
     /// Redis, without anything on disk.
