@@ -17,6 +17,7 @@ mod conn;
 mod datagram;
 mod effects;
 mod fault;
+mod front;
 mod inbox;
 mod pump;
 mod socket;
@@ -33,6 +34,7 @@ pub use conn::{Conn, Origin};
 pub use datagram::{Datagrams, Flow, IDLE, Outbox, Way, serve_datagrams};
 pub use effects::Effects;
 pub use fault::{Throttle, serve_delays};
+pub use front::{send_front, send_front_watching};
 pub use inbox::Inbox;
 pub use pump::{End, forward, pump};
 pub use socket::{

@@ -1,7 +1,6 @@
 //! The proxy: two directions of one connection, walking along the bytes by [`crate::session`] and carrying out what rules say.
 
 use std::collections::HashMap;
-use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,8 +10,8 @@ use bytes::{Bytes, BytesMut};
 use faultbox_contract::rule::Fired;
 use faultbox_contract::{ArmedRule, ProxyHost};
 use faultbox_engine::{
-    Added, Conn, Effects, Inbox, Origin, Times, gone, linger, reset, send, send_watching,
-    serve_delays, tls,
+    Added, Conn, Effects, Inbox, Origin, Times, gone, linger, reset, send, send_front,
+    send_front_watching, serve_delays, tls,
 };
 use faultbox_sql::Cache;
 use serde_json::{Value, json};
@@ -60,6 +59,16 @@ enum End {
     Reset,
     /// Client and server have agreed on TLS, and the interface has it; how the client's handshake begins.
     StartTls(Bytes),
+}
+
+impl From<faultbox_engine::End> for End {
+    fn from(end: faultbox_engine::End) -> End {
+        match end {
+            faultbox_engine::End::Closed => End::Closed,
+            faultbox_engine::End::SourceGone => End::SourceGone,
+            faultbox_engine::End::SinkGone => End::SinkGone,
+        }
+    }
 }
 
 /// One connection.
@@ -552,34 +561,14 @@ async fn forward(
     bytes: &mut BytesMut,
     n: usize,
 ) -> Result<(), End> {
-    if n == 0 {
-        return Ok(());
-    }
-    let sent = send_watching(server.as_ref(), &bytes[..n], client.as_ref()).await;
-    take(bytes, n);
-    sent.map_err(|e| match e.kind() {
-        io::ErrorKind::ConnectionAborted => End::SourceGone,
-        _ => End::SinkGone,
-    })
+    send_front_watching(server.as_ref(), bytes, n, client.as_ref()).await?;
+    Ok(())
 }
 
 /// Sends the first `n` bytes to the client and takes them off.
 async fn to_client(client: &WriteHalf<'_>, bytes: &mut BytesMut, n: usize) -> Result<(), End> {
-    if n == 0 {
-        return Ok(());
-    }
-    let sent = send(client.as_ref(), &bytes[..n]).await;
-    take(bytes, n);
-    sent.map_err(|_| End::SinkGone)
-}
-
-/// Takes the first `n` bytes off; the usual case, all of them, keeps the buffer in one piece.
-fn take(bytes: &mut BytesMut, n: usize) {
-    if n == bytes.len() {
-        bytes.clear();
-    } else {
-        let _ = bytes.split_to(n);
-    }
+    send_front(client.as_ref(), bytes, n).await?;
+    Ok(())
 }
 
 /// Sends a part of an answer that is a rule's, or under its effects.
