@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use faultbox_contract::Arg;
-use faultbox_engine::testing::{Harness, PATIENCE, alone, free_addr, peak_memory};
+use faultbox_engine::testing::{Harness, PATIENCE, alone, clients, free_addr, peak_memory};
 use serde_json::json;
 
 /// Is everything that a test needs installed? Panics, with the packages to install, unless skipping was asked for.
@@ -147,22 +147,7 @@ fn nix_is_root() -> bool {
 /// Runs a client to its end and returns what it prints.
 fn client(program: &str, args: &[&str]) -> String {
     // coreutils' timeout: a client that hangs is a failure with a name, not a hung test.
-    let output = Command::new("timeout")
-        .arg("240")
-        .arg(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    assert!(
-        output.status.success(),
-        "{program} {args:?}: {}\n{}\n{}",
-        output.status,
-        text(&output.stdout),
-        text(&output.stderr)
-    );
-    text(&output.stdout)
+    clients::run(Command::new("timeout").arg("240").arg(program).args(args))
 }
 
 /// A runtime with a proxy in it.

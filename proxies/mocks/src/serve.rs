@@ -129,18 +129,17 @@ impl Door {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let _ = stream.set_nodelay(true);
-                    match self.security.clone() {
-                        None => drop(tokio::spawn(serve(stream))),
-                        Some(security) => {
-                            let serve = serve.clone();
-                            tokio::spawn(async move {
-                                match security.take_off(stream).await {
-                                    Ok(stream) => serve(stream).await,
-                                    Err(e) => eprintln!("a client's TLS: {e}"),
-                                }
-                            });
+                    let (security, serve) = (self.security.clone(), serve.clone());
+                    tokio::spawn(async move {
+                        let plain = match security {
+                            None => Ok(stream),
+                            Some(security) => security.take_off(stream).await,
+                        };
+                        match plain {
+                            Ok(stream) => serve(stream).await,
+                            Err(e) => eprintln!("a client's TLS: {e}"),
                         }
-                    }
+                    });
                 }
                 // EMFILE and its kin (accept(2)): the connection stays queued, and trying again at once would spin.
                 Err(_) => tokio::time::sleep(REST).await,

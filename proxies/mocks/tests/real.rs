@@ -139,16 +139,7 @@ impl Mock {
             args.iter()
                 .map(|a| if *a == "PORT" { port.as_str() } else { a }),
         );
-        let out = command.output().expect("the client starts");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(
-            out.status.success(),
-            "{script}: {}\n{}{}",
-            out.status,
-            text(&out.stdout),
-            text(&out.stderr)
-        );
-        text(&out.stdout)
+        clients::run(&mut command)
     }
 }
 

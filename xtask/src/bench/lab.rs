@@ -222,15 +222,9 @@ impl Native {
         )?;
         // It listens before it takes sessions.
         let port = native.addr.port().to_string();
-        let deadline = Instant::now() + PATIENCE;
-        while !run::quietly("pg_isready", &["-h", "127.0.0.1", "-p", &port]) {
-            if Instant::now() > deadline {
-                return Err(Error::new(format!(
-                    "PostgreSQL on port {port} is not ready"
-                )));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until(&format!("PostgreSQL is ready on port {port}"), || {
+            run::quietly("pg_isready", &["-h", "127.0.0.1", "-p", &port])
+        })?;
         Ok(native)
     }
 
@@ -459,10 +453,16 @@ pub fn free() -> Result<SocketAddr> {
 
 /// Waits until something listens there.
 pub fn await_listener(addr: SocketAddr) -> Result<()> {
+    wait_until(&format!("somebody listens on {addr}"), || {
+        TcpStream::connect(addr).is_ok()
+    })
+}
+
+fn wait_until(what: &str, so: impl Fn() -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while TcpStream::connect(addr).is_err() {
+    while !so() {
         if Instant::now() > deadline {
-            return Err(Error::new(format!("nothing listens on {addr}")));
+            return Err(Error::new(format!("waited in vain until {what}")));
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -12,13 +12,16 @@ pub fn folder() -> PathBuf {
     )
 }
 
-/// Runs a client to its end; what it printed.
+/// Runs a client, which has nothing to read, to its end; what it printed.
 ///
 /// # Panics
 /// It cannot be started, or fails.
 pub fn run(command: &mut Command) -> String {
     let shown = format!("{command:?}");
-    let out = command.output().unwrap_or_else(|e| panic!("{shown}: {e}"));
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("{shown}: {e}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(
         out.status.success(),

@@ -84,7 +84,7 @@ pub fn battery_with(name: &str, mode: &str, addr: SocketAddr, more: &[&Path]) ->
     let mut command = script(name);
     command.arg(addr.port().to_string()).args([mode, &prefix()]);
     command.args(more);
-    clients::run(command.stdin(Stdio::null()))
+    clients::run(&mut command)
 }
 
 /// Runs a client's script, calls `arm` with its topics' prefix when it says that it is ready, and returns what it printed after that.
