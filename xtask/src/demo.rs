@@ -34,9 +34,13 @@ pub fn run() -> Result {
         "
 That is a real bug, put there to be found: the orders API takes every answer below 500 that it does not know for success.
 The customer is told \"201 Created\", and nothing has been reserved. No test without a fault would have shown it.
-It stands in specs/examples/quickstart/orders/src/main.rs, `create`. Mend it (say `Ok((200, _))`), and run the last command again.
+It stands in specs/examples/quickstart/orders/src/main.rs, `create`. Mend it (place the order for `Ok((200, _))`, and let
+`Ok((_, reply))` be `inventory_failed(&reply)`), and run
 
-Both runs took {:.1} s. Next: specs/examples/quickstart/faultbox.star is short, and docs/language.md tells the rest.",
+  cargo build --release --package quickstart-orders
+  target/release/faultbox test specs/examples/quickstart/bug.star
+
+Both runs took {:.1} s. `cargo install --path faultbox-user` puts faultbox on your PATH. Next: specs/examples/quickstart/faultbox.star is short, and docs/language.md tells the rest.",
         began.elapsed().as_secs_f64()
     );
     Ok(true)
