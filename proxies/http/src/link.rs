@@ -4,12 +4,14 @@
 //! answers keep the order of their requests however they are pipelined.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use faultbox_contract::{ArmedRule, Meter};
 use faultbox_engine::{Added, Origin};
-use tokio::sync::Notify;
 
 use crate::codec::RequestKind;
 use crate::rules::Answer;
@@ -85,10 +87,32 @@ impl Expected {
 #[derive(Debug, Default)]
 pub struct Link {
     state: Mutex<State>,
-    /// Wakes the reply side.
-    to_replies: Notify,
-    /// Wakes the request side.
-    to_requests: Notify,
+    /// There is something new for the reply side, which is polled after the request side.
+    to_replies: Signal,
+    /// There is something new for the request side.
+    to_requests: Signal,
+    /// There is, since it was polled last: see [`Link::take_untold`].
+    untold: AtomicBool,
+}
+
+/// That there is something new for one side. It wakes nobody: who polls the two sides sees to it that what one says the other hears, and
+/// so a request does not cost the task a second turn.
+#[derive(Debug, Default)]
+struct Signal(AtomicBool);
+
+impl Signal {
+    fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until it is raised, and lowers it.
+    async fn raised(&self) {
+        poll_fn(|_| match self.0.swap(false, Ordering::Relaxed) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+    }
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +130,17 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Something is new for the request side.
+    fn tell_requests(&self) {
+        self.to_requests.raise();
+        self.untold.store(true, Ordering::Relaxed);
+    }
+
+    /// Has the request side been told something since this was asked last? Then it has to be polled again.
+    pub fn take_untold(&self) -> bool {
+        self.untold.swap(false, Ordering::Relaxed)
+    }
+
     /// Queues a turn, unless nobody takes turns any more.
     pub fn push(&self, turn: Turn) {
         let mut state = self.lock();
@@ -113,13 +148,13 @@ impl Link {
             state.turns.push_back(turn);
         }
         drop(state);
-        self.to_replies.notify_one();
+        self.to_replies.raise();
     }
 
     /// Waits until the queue has room.
     pub async fn room(&self) {
         while self.lock().turns.len() >= LONGEST_QUEUE {
-            self.to_requests.notified().await;
+            self.to_requests.raised().await;
         }
     }
 
@@ -132,19 +167,19 @@ impl Link {
     pub fn pop(&self) -> Option<Turn> {
         let mut state = self.lock();
         if state.turns.len() >= LONGEST_QUEUE {
-            self.to_requests.notify_one();
+            self.tell_requests();
         }
         state.turns.pop_front()
     }
 
     /// Waits for something new for the request side; may be woken for nothing.
     pub async fn woken(&self) {
-        self.to_requests.notified().await;
+        self.to_requests.raised().await;
     }
 
     /// Waits for something new for the reply side.
     pub async fn changed(&self) {
-        self.to_replies.notified().await;
+        self.to_replies.raised().await;
     }
 
     /// Notes that the requests queued so far have been written.
@@ -167,8 +202,8 @@ impl Link {
     /// From here on the traffic is forwarded without being looked at.
     pub fn go_raw(&self) {
         self.lock().raw = true;
-        self.to_replies.notify_one();
-        self.to_requests.notify_one();
+        self.to_replies.raise();
+        self.tell_requests();
     }
 
     /// The same, because `side` sent something that was not understood; recorded once per connection.
@@ -214,13 +249,13 @@ impl Link {
             }
         }
         drop(state);
-        self.to_requests.notify_one();
+        self.tell_requests();
     }
 
     /// The reply to an upgrade request has been seen: did the connection leave HTTP?
     pub fn decide(&self, left: bool) {
         self.lock().left_http = Some(left);
-        self.to_requests.notify_one();
+        self.tell_requests();
     }
 
     /// Waits for [`Link::decide`]; true also if there is nobody left to decide, or the traffic is raw already.
@@ -235,7 +270,7 @@ impl Link {
                     return true;
                 }
             }
-            self.to_requests.notified().await;
+            self.to_requests.raised().await;
         }
     }
 }

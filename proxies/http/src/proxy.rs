@@ -1,5 +1,9 @@
 //! One client connection: requests one way, replies the other, each in a loop of its own, both in one task.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
 use faultbox_engine::{Conn, Origin, linger, reset};
 use tokio::net::TcpStream;
 
@@ -68,32 +72,43 @@ async fn exchange(
     let (cr, cw) = client.split();
     let (ur, uw) = upstream.split();
     let mut replies = Replies::new(origin, link);
-    let mut up = std::pin::pin!(requests.run(origin, link, cr, uw));
-    let mut down = std::pin::pin!(replies.run(ur, cw));
+    let mut up = pin!(requests.run(origin, link, cr, uw));
+    let mut down = pin!(replies.run(ur, cw));
     let mut up_end = None;
     let mut down_over = false;
-    loop {
-        tokio::select! {
-            end = &mut up, if up_end.is_none() => match end {
-                RequestEnd::ClientGone => return Outcome::Reset,
-                RequestEnd::Redial => return Outcome::Redial,
-                end if down_over => return settle(end),
-                end => up_end = Some(end),
-            },
-            end = &mut down, if !down_over => match end {
-                ReplyEnd::Reset => return Outcome::Reset,
-                ReplyEnd::Linger => return Outcome::Linger,
-                ReplyEnd::Closed => match up_end.take() {
-                    Some(end) => return settle(end),
-                    None => down_over = true,
-                },
-            },
+    poll_fn(|cx| {
+        loop {
+            if up_end.is_none()
+                && let Poll::Ready(end) = up.as_mut().poll(cx)
+            {
+                match end {
+                    RequestEnd::ClientGone => return Poll::Ready(Outcome::Reset),
+                    RequestEnd::Redial => return Poll::Ready(Outcome::Redial),
+                    end if down_over => return Poll::Ready(settle(&end)),
+                    end => up_end = Some(end),
+                }
+            }
+            if !down_over && let Poll::Ready(end) = down.as_mut().poll(cx) {
+                match end {
+                    ReplyEnd::Reset => return Poll::Ready(Outcome::Reset),
+                    ReplyEnd::Linger => return Poll::Ready(Outcome::Linger),
+                    ReplyEnd::Closed => match &up_end {
+                        Some(end) => return Poll::Ready(settle(end)),
+                        None => down_over = true,
+                    },
+                }
+            }
+            // What the request side tells, the reply side has heard by now. The other way it takes another round.
+            if !link.take_untold() {
+                return Poll::Pending;
+            }
         }
-    }
+    })
+    .await
 }
 
 /// Both directions are over, the replies with a FIN.
-fn settle(requests: RequestEnd) -> Outcome {
+fn settle(requests: &RequestEnd) -> Outcome {
     match requests {
         RequestEnd::UpstreamGone => Outcome::Reset,
         _ => Outcome::Closed,

@@ -9,6 +9,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::codec::{Body, HeadSearch, Malformed, ReplyInfo, RequestKind};
 use crate::link::{Expected, Link, Turn};
+use crate::requests::look;
 use crate::rules::{Action, HttpRule};
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -108,12 +109,14 @@ impl<'a> Replies<'a> {
                     RequestKind::Other
                 }
             };
-            match self.search.reply(&self.inbox.bytes[self.ready..], kind) {
+            let bytes = &self.inbox.bytes[self.ready..];
+            match self.search.reply(bytes, kind, look(self.origin)) {
                 Ok(Some(info)) => self.reply(info, from, to).await?,
                 Ok(None) => {
                     self.flush(to).await?;
                     let filled = match front {
                         Front::Nothing => tokio::select! {
+                            biased;
                             filled = self.inbox.fill(from) => filled,
                             () = self.link.changed() => continue,
                         },

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use crate::codec::{Body, Framing, HeadSearch, RequestInfo, RequestKind, with_request};
+use crate::codec::{Body, Framing, HeadSearch, Look, RequestInfo, RequestKind, with_request};
 use crate::link::{Expected, Link, Turn};
 use crate::rules::{Action, BODY_WINDOW, HttpRule, View};
 
@@ -96,12 +96,14 @@ impl Requests {
                         self.inbox.bytes.advance(std::mem::take(&mut self.early));
                         return Ok(());
                     }
-                    let info = match self.search.request(&self.inbox.bytes[self.ready..]) {
+                    let bytes = &self.inbox.bytes[self.ready..];
+                    let info = match self.search.request(bytes, look(origin)) {
                         Ok(Some(info)) => info,
                         Ok(None) => {
                             self.flush(link, from, to).await?;
                             self.send_early(origin, from, to).await?;
                             let filled = tokio::select! {
+                                biased;
                                 filled = self.inbox.fill(from) => filled,
                                 // The reply side may have stopped looking.
                                 () = link.woken() => continue,
@@ -116,6 +118,7 @@ impl Requests {
                         }
                     };
                     tokio::select! {
+                        biased;
                         () = link.room() => {}
                         () = gone(from.as_ref()) => return Err(RequestEnd::ClientGone),
                     }
@@ -151,8 +154,10 @@ impl Requests {
                     self.drain_body(info.framing, link, from, to).await?;
                 }
             }
-            // A pipelined request that is in the inbox already begins to wait here, not when it was read.
-            read = Instant::now();
+            if self.inbox.bytes.len() > self.ready {
+                // A pipelined request that is in the inbox already begins to wait here, not when it was read.
+                read = Instant::now();
+            }
         }
     }
 
@@ -402,6 +407,14 @@ impl Requests {
         with_request(head, |request, _| look(&View::new(request, body)))
             .ok()
             .flatten()
+    }
+}
+
+/// Only a rule asks for more of a message than where it ends.
+pub fn look(origin: &Origin) -> Look {
+    match origin.host.rules.is_empty() {
+        true => Look::Framing,
+        false => Look::Whole,
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::codec::{Body, HeadSearch, RequestKind, with_reply};
+use crate::codec::{Body, HeadSearch, Look, RequestKind, with_reply};
 
 const PARAMS: &[ParamDoc] = &[
     ParamDoc::opt(
@@ -286,7 +286,7 @@ async fn read_reply(
     let mut bytes = BytesMut::with_capacity(16 << 10);
     let mut search = HeadSearch::default();
     let info = loop {
-        match search.reply(&bytes, kind) {
+        match search.reply(&bytes, kind, Look::Whole) {
             Ok(Some(info)) if info.is_interim() => bytes.advance(info.len),
             Ok(Some(info)) => break info,
             Ok(None) => {

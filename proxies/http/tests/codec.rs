@@ -4,13 +4,18 @@ use std::time::Duration;
 
 use faultbox_contract::Arg;
 use faultbox_engine::testing::Harness;
-use faultbox_http::codec::{Body, Framing, HeadSearch, Malformed, RequestKind, split_target};
+use faultbox_http::codec::{Body, Framing, HeadSearch, Look, Malformed, RequestKind, split_target};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Where each message begins and what its payload is, found by feeding the stream in pieces that end at `cuts`.
-fn walk(stream: &[u8], cuts: &[usize], replies: bool) -> Result<Vec<(usize, Vec<u8>)>, Malformed> {
+fn walk(
+    stream: &[u8],
+    cuts: &[usize],
+    replies: bool,
+    look: Look,
+) -> Result<Vec<(usize, Vec<u8>)>, Malformed> {
     let mut messages = vec![];
     let (mut at, mut start) = (0, 0);
     let mut search = HeadSearch::default();
@@ -33,11 +38,11 @@ fn walk(stream: &[u8], cuts: &[usize], replies: bool) -> Result<Vec<(usize, Vec<
             start = at;
             let found = if replies {
                 search
-                    .reply(&stream[at..end], RequestKind::Other)?
+                    .reply(&stream[at..end], RequestKind::Other, look)?
                     .map(|i| (i.len, i.framing))
             } else {
                 search
-                    .request(&stream[at..end])?
+                    .request(&stream[at..end], look)?
                     .map(|i| (i.len, i.framing))
             };
             let Some((len, framing)) = found else { break };
@@ -117,19 +122,85 @@ proptest! {
             expected.push((start, payload.clone()));
             start += bytes.len();
         }
-        prop_assert_eq!(&walk(&stream, &cuts, replies).unwrap(), &expected);
         let each: Vec<usize> = (0..stream.len()).collect();
-        prop_assert_eq!(&walk(&stream, &each, replies).unwrap(), &expected);
+        for look in [Look::Framing, Look::Whole] {
+            prop_assert_eq!(&walk(&stream, &cuts, replies, look).unwrap(), &expected);
+            prop_assert_eq!(&walk(&stream, &each, replies, look).unwrap(), &expected);
+        }
     }
 
     #[test]
     fn any_bytes_are_judged_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         for kind in [RequestKind::Head, RequestKind::Connect, RequestKind::Other] {
-            let _ = HeadSearch::default().reply(&bytes, kind);
+            for look in [Look::Framing, Look::Whole] {
+                let _ = HeadSearch::default().reply(&bytes, kind, look);
+                let _ = HeadSearch::default().request(&bytes, look);
+            }
         }
-        let _ = HeadSearch::default().request(&bytes);
         for framing in [Framing::Chunked, Framing::Length(7), Framing::UntilClose] {
             let _ = Body::new(framing).advance(&bytes, |range| assert!(range.end <= bytes.len()));
+        }
+    }
+}
+
+/// Lines that heads are made of, sound ones and others.
+fn line() -> impl Strategy<Value = Vec<u8>> {
+    let field = prop_oneof![
+        Just("Host: a"),
+        Just("content-length: 12"),
+        Just("Content-Length: 12, 12"),
+        Just("Content-Length:"),
+        Just("Content-Length: 13"),
+        Just("Content-Length : 12"),
+        Just("transfer-encoding: gzip, chunked"),
+        Just("Transfer-Encoding: gzip"),
+        Just("Connection: keep-alive, Upgrade"),
+        Just("Connection: close"),
+        Just("Upgrade: websocket"),
+        Just("Expect: 100-continue"),
+        Just(" folded"),
+        Just("\tfolded: 1"),
+        Just("no colon"),
+        Just(": no name"),
+        Just("X:"),
+        Just(""),
+        Just("Content-\rLength: 12"),
+    ];
+    let end = prop_oneof![8 => Just("\r\n"), 1 => Just("\n"), 1 => Just("\r")];
+    prop_oneof![
+        9 => (field, end).prop_map(|(field, end)| [field, end].concat().into_bytes()),
+        1 => proptest::collection::vec(any::<u8>(), 0..20),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #[test]
+    fn a_glance_finds_what_a_close_look_finds(
+        first in proptest::sample::select(vec![
+            "GET / HTTP/1.1", "HEAD /a?b HTTP/1.1", "CONNECT a:1 HTTP/1.0", "POST /x HTTP/1.0", "GET  / HTTP/1.1", "GET / x HTTP/1.1",
+            "G\0T / HTTP/1.1", "", "GET / HTTP/2.0", "GET /",
+            "HTTP/1.1 200 OK", "HTTP/1.0 304 Not Modified", "HTTP/1.1 101", "HTTP/1.1 20", "HTTP/1.1  200 OK", "HTTP/1.1 2000",
+        ]),
+        end in prop_oneof![9 => Just("\r\n"), 1 => Just("\n")],
+        lines in proptest::collection::vec(line(), 0..6),
+        complete in any::<bool>(),
+    ) {
+        let mut head = [first, end].concat().into_bytes();
+        head.extend(lines.concat());
+        if complete {
+            head.extend_from_slice(b"\r\n");
+        }
+        // What is no HTTP at a close look may pass at a glance; what is, is the same.
+        let find = |look| HeadSearch::default().request(&head, look);
+        if let Ok(found) = find(Look::Whole) {
+            prop_assert_eq!(find(Look::Framing), Ok(found));
+        }
+        for kind in [RequestKind::Head, RequestKind::Connect, RequestKind::Other] {
+            let find = |look| HeadSearch::default().reply(&head, kind, look);
+            if let Ok(found) = find(Look::Whole) {
+                prop_assert_eq!(find(Look::Framing), Ok(found));
+            }
         }
     }
 }
@@ -200,7 +271,7 @@ proptest! {
 
 fn request(text: &str) -> Result<Option<(usize, Framing)>, Malformed> {
     Ok(HeadSearch::default()
-        .request(text.as_bytes())?
+        .request(text.as_bytes(), Look::Whole)?
         .map(|i| (i.len, i.framing)))
 }
 
@@ -231,18 +302,35 @@ fn requests_that_cannot_be_framed_are_malformed() {
 }
 
 #[test]
+fn what_contradicts_itself_is_malformed_at_a_glance_too() {
+    for fields in [
+        "Content-Length: 1\r\nContent-Length: 2\r\n",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        "X: a\r\n Transfer-Encoding: chunked\r\n",
+    ] {
+        let head = format!("POST / HTTP/1.1\r\n{fields}\r\n");
+        let found = HeadSearch::default().request(head.as_bytes(), Look::Framing);
+        assert!(found.is_err(), "{fields}");
+    }
+}
+
+#[test]
 fn what_is_not_http_is_recognised_by_its_first_bytes() {
     for bytes in [
         &b"\x16\x03\x01\x02\x00\x01\x00"[..],
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\0\0\0\x08\x04\xd2\x16\x2f",
     ] {
-        assert!(HeadSearch::default().request(bytes).is_err(), "{bytes:?}");
+        assert!(
+            HeadSearch::default().request(bytes, Look::Framing).is_err(),
+            "{bytes:?}"
+        );
     }
     let mut endless = b"GET / HTTP/1.1\r\nX: ".to_vec();
     endless.resize(300 << 10, b'a');
     assert_eq!(
-        HeadSearch::default().request(&endless),
+        HeadSearch::default().request(&endless, Look::Framing),
         Err(Malformed("a head of more than 256 KiB"))
     );
 }
@@ -251,7 +339,7 @@ fn what_is_not_http_is_recognised_by_its_first_bytes() {
 fn bodies_follow_the_status_and_the_method() {
     let framing = |text: &str, kind| {
         HeadSearch::default()
-            .reply(text.as_bytes(), kind)
+            .reply(text.as_bytes(), kind, Look::Whole)
             .unwrap()
             .unwrap()
             .framing

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use faultbox_http::codec::{
-    Body, HeadSearch, Malformed, RequestInfo, RequestKind, split_target, with_request,
+    Body, HeadSearch, Look, Malformed, RequestInfo, RequestKind, split_target, with_request,
 };
 use faultbox_http::rules::Answer;
 use serde_json::{Map, Value, json};
@@ -72,7 +72,7 @@ async fn read(
 ) -> Result<Option<(RequestInfo, Request)>, Refused> {
     let mut search = HeadSearch::default();
     let info = loop {
-        if let Some(info) = search.request(buffer)? {
+        if let Some(info) = search.request(buffer, Look::Whole)? {
             break info;
         }
         if stream.read_buf(buffer).await? == 0 {

@@ -3,6 +3,9 @@
 //! Heads are parsed by httparse, only as far as the framing needs (RFC 9112, 6.3). "Not enough bytes yet" is an ordinary outcome;
 //! [`Malformed`] is for what no further byte can mend, and the proxy then stops looking and forwards raw.
 
+mod glance;
+
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use memchr::memmem;
@@ -12,6 +15,8 @@ use memchr::memmem;
 pub const MAX_HEAD: usize = 256 << 10;
 /// The most header fields in one head; as above (Apache allows 100, Go and nginx go by bytes).
 const MAX_FIELDS: usize = 2048;
+/// Most heads have fewer fields; these take no memory.
+const FEW_FIELDS: usize = 64;
 /// The most bytes in a chunk's size line; extensions are rare and short (Node stops at 16 KiB).
 const MAX_CHUNK_LINE: usize = 16 << 10;
 /// The most bytes in a trailer section: the same as a head.
@@ -86,6 +91,15 @@ impl ReplyInfo {
     }
 }
 
+/// How closely a head is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// For its framing. Names and values of an ordinary head may be made of any bytes.
+    Framing,
+    /// As one that is to be understood: what is not HTTP in it makes it [`Malformed`].
+    Whole,
+}
+
 /// Finds the end of a head that arrives in pieces, without parsing it anew for every piece.
 #[derive(Debug, Default)]
 pub struct HeadSearch {
@@ -100,7 +114,12 @@ impl HeadSearch {
     ///
     /// # Errors
     /// [`Malformed`] as soon as the bytes cannot become a request.
-    pub fn request(&mut self, bytes: &[u8]) -> Result<Option<RequestInfo>, Malformed> {
+    pub fn request(&mut self, bytes: &[u8], look: Look) -> Result<Option<RequestInfo>, Malformed> {
+        if self.may_glance(look)
+            && let Some(seen) = glance::request(bytes)
+        {
+            return Ok(Some(seen));
+        }
         self.search(bytes, scan_request)
     }
 
@@ -112,8 +131,19 @@ impl HeadSearch {
         &mut self,
         bytes: &[u8],
         kind: RequestKind,
+        look: Look,
     ) -> Result<Option<ReplyInfo>, Malformed> {
+        if self.may_glance(look)
+            && let Some(seen) = glance::reply(bytes, kind)
+        {
+            return Ok(Some(seen));
+        }
         self.search(bytes, |b| scan_reply(b, kind))
+    }
+
+    /// One glance at each head: one that comes in many pieces would be looked through for each.
+    fn may_glance(&self, look: Look) -> bool {
+        look == Look::Framing && self.tried == 0
     }
 
     fn search<T>(
@@ -174,9 +204,9 @@ pub fn with_request<T>(
     bytes: &[u8],
     see: impl Fn(&httparse::Request<'_, '_>, usize) -> T,
 ) -> Result<Option<T>, Malformed> {
-    let mut few = [httparse::EMPTY_HEADER; 64];
-    let mut request = httparse::Request::new(&mut few);
-    match request.parse(bytes) {
+    let mut few = [const { MaybeUninit::uninit() }; FEW_FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(bytes, &mut few) {
         Ok(httparse::Status::Complete(len)) => return Ok(Some(see(&request, len))),
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => {}
@@ -203,9 +233,9 @@ pub fn with_reply<T>(
         .allow_spaces_after_header_name_in_responses(true)
         .allow_obsolete_multiline_headers_in_responses(true)
         .allow_multiple_spaces_in_response_status_delimiters(true);
-    let mut few = [httparse::EMPTY_HEADER; 64];
-    let mut reply = httparse::Response::new(&mut few);
-    match config.parse_response(&mut reply, bytes) {
+    let mut few = [const { MaybeUninit::uninit() }; FEW_FIELDS];
+    let mut reply = httparse::Response::new(&mut []);
+    match config.parse_response_with_uninit_headers(&mut reply, bytes, &mut few) {
         Ok(httparse::Status::Complete(len)) => return Ok(Some(see(&reply, len))),
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => {}
@@ -239,49 +269,57 @@ struct Hop {
     expects_continue: bool,
 }
 
-fn hop(headers: &[httparse::Header<'_>]) -> Result<Hop, Malformed> {
-    let mut hop = Hop::default();
-    for header in headers {
-        let name = header.name;
-        if name.eq_ignore_ascii_case("content-length") {
-            if header.value.trim_ascii().is_empty() {
+impl Hop {
+    fn of(headers: &[httparse::Header<'_>]) -> Result<Hop, Malformed> {
+        let mut hop = Hop::default();
+        for header in headers {
+            hop.note(header.name.as_bytes(), header.value)?;
+        }
+        Ok(hop)
+    }
+
+    fn note(&mut self, name: &[u8], value: &[u8]) -> Result<(), Malformed> {
+        if name.eq_ignore_ascii_case(b"content-length") {
+            if value.trim_ascii().is_empty() {
                 return Err(Malformed("Content-Length is not a number"));
             }
             // A list of equal numbers is one number (RFC 9110, 8.6).
-            for element in elements(header.value) {
+            for element in elements(value) {
                 let number = std::str::from_utf8(element)
                     .ok()
                     .filter(|s| s.bytes().all(|b| b.is_ascii_digit()))
                     .and_then(|s| s.parse().ok())
                     .ok_or(Malformed("Content-Length is not a number"))?;
-                if hop.length.is_some_and(|known| known != number) {
+                if self.length.is_some_and(|known| known != number) {
                     return Err(Malformed("two different Content-Length values"));
                 }
-                hop.length = Some(number);
+                self.length = Some(number);
             }
-        } else if name.eq_ignore_ascii_case("transfer-encoding") {
-            let last = elements(header.value).next_back().unwrap_or_default();
-            hop.chunked = Some(last.eq_ignore_ascii_case(b"chunked"));
-        } else if name.eq_ignore_ascii_case("connection") {
-            for element in elements(header.value) {
-                hop.close |= element.eq_ignore_ascii_case(b"close");
-                hop.keep_alive |= element.eq_ignore_ascii_case(b"keep-alive");
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            let last = elements(value).next_back().unwrap_or_default();
+            self.chunked = Some(last.eq_ignore_ascii_case(b"chunked"));
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            for element in elements(value) {
+                self.close |= element.eq_ignore_ascii_case(b"close");
+                self.keep_alive |= element.eq_ignore_ascii_case(b"keep-alive");
             }
-        } else if name.eq_ignore_ascii_case("upgrade") {
-            hop.upgrade = true;
-        } else if name.eq_ignore_ascii_case("expect") {
-            hop.expects_continue |=
-                elements(header.value).any(|e| e.eq_ignore_ascii_case(b"100-continue"));
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            self.upgrade = true;
+        } else if name.eq_ignore_ascii_case(b"expect") {
+            self.expects_continue |=
+                elements(value).any(|e| e.eq_ignore_ascii_case(b"100-continue"));
         }
+        Ok(())
     }
-    Ok(hop)
-}
 
-fn scan_request(bytes: &[u8]) -> Result<Option<RequestInfo>, Malformed> {
-    with_request(bytes, |request, len| {
-        let hop = hop(request.headers)?;
-        let http10 = request.version == Some(0);
-        let framing = match (hop.chunked, hop.length) {
+    /// What these headers make of a request with a head of `len` bytes.
+    fn request(
+        self,
+        len: usize,
+        kind: RequestKind,
+        http10: bool,
+    ) -> Result<RequestInfo, Malformed> {
+        let framing = match (self.chunked, self.length) {
             // Servers disagree about these two (RFC 9112, 6.1): each may see another end than the proxy would.
             (Some(_), Some(_)) => {
                 return Err(Malformed(
@@ -302,40 +340,50 @@ fn scan_request(bytes: &[u8]) -> Result<Option<RequestInfo>, Malformed> {
         Ok(RequestInfo {
             len,
             framing,
-            kind: match request.method {
-                Some("HEAD") => RequestKind::Head,
-                Some("CONNECT") => RequestKind::Connect,
-                _ => RequestKind::Other,
-            },
-            expects_continue: hop.expects_continue && !http10,
-            upgrade: hop.upgrade || request.method == Some("CONNECT"),
-            keep_alive: !hop.close && (!http10 || hop.keep_alive),
+            kind,
+            expects_continue: self.expects_continue && !http10,
+            upgrade: self.upgrade || kind == RequestKind::Connect,
+            keep_alive: !self.close && (!http10 || self.keep_alive),
             http10,
         })
+    }
+
+    /// The same for the reply to a request of `kind`.
+    fn reply(self, len: usize, status: u16, kind: RequestKind) -> ReplyInfo {
+        let bodiless = kind == RequestKind::Head
+            || status < 200
+            || status == 204
+            || status == 304
+            || (kind == RequestKind::Connect && (200..300).contains(&status));
+        let framing = match (self.chunked, self.length) {
+            _ if bodiless => Framing::Length(0),
+            (Some(true), _) => Framing::Chunked,
+            (None, Some(length)) => Framing::Length(length),
+            _ => Framing::UntilClose,
+        };
+        ReplyInfo {
+            len,
+            status,
+            framing,
+        }
+    }
+}
+
+fn scan_request(bytes: &[u8]) -> Result<Option<RequestInfo>, Malformed> {
+    with_request(bytes, |request, len| {
+        let kind = match request.method {
+            Some("HEAD") => RequestKind::Head,
+            Some("CONNECT") => RequestKind::Connect,
+            _ => RequestKind::Other,
+        };
+        Hop::of(request.headers)?.request(len, kind, request.version == Some(0))
     })?
     .transpose()
 }
 
 fn scan_reply(bytes: &[u8], kind: RequestKind) -> Result<Option<ReplyInfo>, Malformed> {
     with_reply(bytes, |reply, len| {
-        let status = reply.code.unwrap_or(0);
-        let hop = hop(reply.headers)?;
-        let bodiless = kind == RequestKind::Head
-            || status < 200
-            || status == 204
-            || status == 304
-            || (kind == RequestKind::Connect && (200..300).contains(&status));
-        let framing = match (hop.chunked, hop.length) {
-            _ if bodiless => Framing::Length(0),
-            (Some(true), _) => Framing::Chunked,
-            (None, Some(length)) => Framing::Length(length),
-            _ => Framing::UntilClose,
-        };
-        Ok(ReplyInfo {
-            len,
-            status,
-            framing,
-        })
+        Ok(Hop::of(reply.headers)?.reply(len, reply.code.unwrap_or(0), kind))
     })?
     .transpose()
 }
