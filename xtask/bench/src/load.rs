@@ -15,6 +15,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 
+use crate::canned::{Client, Script};
+
 /// When a connection sends its next request.
 #[derive(Debug, Clone, Copy)]
 pub enum Pace {
@@ -94,12 +96,26 @@ pub fn redis(addr: SocketAddr, load: Load) -> Result<Value, String> {
     })
 }
 
+/// What clients of a protocol say, to a server that answers as it does.
+pub fn canned(script: Arc<Script>, addr: SocketAddr, load: Load) -> Result<Value, String> {
+    run(load, async move || {
+        let stream = TcpStream::connect(addr).await.map_err(|e| e.to_string())?;
+        Client::open(stream, script.clone()).await
+    })
+}
+
 /// Bytes in the value that is read.
 const VALUE: usize = 64;
 
 /// A connection that can ask one thing.
 trait Ask: Send + 'static {
     fn ask(&mut self) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+impl Ask for Client {
+    async fn ask(&mut self) -> Result<(), String> {
+        self.exchange().await
+    }
 }
 
 struct Http {
@@ -332,6 +348,26 @@ mod tests {
             let report = http(addr, "/", closed(4, 96)).unwrap();
             assert_eq!(report["requests"], 100);
             assert!(report["p50_us"].as_f64() <= report["p99_us"].as_f64());
+        }
+    }
+
+    #[test]
+    fn every_protocols_traffic_is_answered_through_the_relay() {
+        for traffic in faultbox_traffic::all() {
+            if matches!(traffic.carrier, faultbox_traffic::Carrier::Datagrams) {
+                assert!(crate::canned::find(traffic.name).is_err());
+                continue;
+            }
+            let script = crate::canned::find(traffic.name).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let server = listener.local_addr().unwrap();
+            let answers = script.clone();
+            std::thread::spawn(move || crate::canned::serve(listener, answers));
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let relay = listener.local_addr().unwrap();
+            std::thread::spawn(move || crate::relay::run(&listener, server));
+            let report = canned(script, relay, closed(4, 96)).unwrap();
+            assert_eq!(report["requests"], 100, "{}", traffic.name);
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Each load prints one line of JSON on standard output when it is done; times are in microseconds.
 
+mod canned;
 mod lab;
 mod load;
 mod pwrite;
@@ -24,9 +25,11 @@ const USAGE: &str = "usage: faultbox-bench <what>
   http ADDR PATH CONNECTIONS REQUESTS [PACE]  GET PATH; REQUESTS over all connections
   postgres ADDR CONNECTIONS REQUESTS [PACE]   SELECT 1 (simple query), user and database postgres
   redis ADDR CONNECTIONS REQUESTS [PACE]      GET of a 64-byte value
+  canned TRAFFIC ADDR CONNECTIONS REQUESTS [PACE]  what a client of that protocol says, the answers compared
                                           PACE: each connection's next at once when the last one is answered (default); so long
                                           after that (1000us); or so many a second over all of them (10000/s)
   pwrite FILE CALLS                       a busy loop of 64-byte pwrite(2) calls
+  canned-server TRAFFIC SERVICE           answers it, at FAULTBOX_<SERVICE>_MAIN_ADDR
   lab NAME DIR                            a service that measures from the inside, at FAULTBOX_<NAME>_HTTP_ADDR; files go to DIR";
 
 fn main() -> ExitCode {
@@ -58,6 +61,15 @@ fn run(words: &[&str]) -> Result<(), String> {
         }
         ["redis", addr, rest @ ..] => {
             load::redis(parse(addr)?, load_of(rest)?).map(|r| println!("{r}"))
+        }
+        ["canned", traffic, addr, rest @ ..] => {
+            let load = load::canned(canned::find(traffic)?, parse(addr)?, load_of(rest)?);
+            load.map(|r| println!("{r}"))
+        }
+        ["canned-server", traffic, service] => {
+            let variable = format!("FAULTBOX_{}_MAIN_ADDR", service.to_uppercase());
+            let addr = std::env::var(&variable).map_err(|_| format!("{variable} is not set"))?;
+            canned::serve(bind(&addr)?, canned::find(traffic)?)
         }
         ["pwrite", file, calls] => {
             let report = pwrite::run(file, parse(calls)?).map_err(|e| format!("{file}: {e}"))?;

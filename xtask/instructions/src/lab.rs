@@ -9,7 +9,7 @@ use faultbox_contract::{
     Arg, ArmedRule, EventSink, ProxyEvent, ProxyHost, RuleSet, RuleSpec, SourceLookup, Transport,
 };
 
-use crate::traffic::{Carrier, Said, Traffic};
+use faultbox_traffic::{Carrier, Said, Traffic};
 
 /// Requests before the counting begins: tables are filled and buffers have grown by then.
 const BEFORE: u32 = 64;

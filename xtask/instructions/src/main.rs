@@ -10,11 +10,10 @@
 
 mod decisions;
 mod lab;
-mod traffic;
 
 use std::process::ExitCode;
 
-use traffic::Traffic;
+use faultbox_traffic::Traffic;
 
 /// How many non-matching rules are armed: more than specs have at a time, so that what each of them costs stands out.
 const RULES: usize = 20;
@@ -38,7 +37,7 @@ const WAYS: &[(&str, Way)] = &[
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let all = traffic::all();
+    let all = faultbox_traffic::all();
     match words.as_slice() {
         [] => {
             for traffic in &all {
@@ -103,7 +102,7 @@ mod tests {
     /// Traffic that a proxy does not understand would be forwarded unseen, and cost nothing: the lab refuses that.
     #[test]
     fn every_case_runs() {
-        for traffic in traffic::all() {
+        for traffic in faultbox_traffic::all() {
             for (_, way) in WAYS {
                 assert_eq!(run(&traffic, *way), lab::COUNTED, "{}", traffic.name);
             }
@@ -115,7 +114,7 @@ mod tests {
 
     #[test]
     fn cases_are_found_by_name() {
-        let all = traffic::all();
+        let all = faultbox_traffic::all();
         assert!(find(&all, "http/codec").is_some());
         assert!(find(&all, "http/nothing").is_none() && find(&all, "http").is_none());
         assert!(decided("syscall/20-rules").is_some() && decided("syscall/codec").is_none());

@@ -38,15 +38,64 @@ pub struct Lab {
     pub counted: Held,
     /// `faultbox test`, rules armed that the load does not match.
     pub rules: Held,
-    /// Bare relays to `quiet`'s servers.
-    pub http_relay: Relay,
-    pub postgres_relay: Relay,
-    pub redis_relay: Relay,
-    /// Other proxies to the same servers.
-    pub http_peers: Vec<Peer>,
-    pub postgres_peers: Vec<Peer>,
-    pub redis_peers: Vec<Peer>,
+    /// Other ways to `quiet`'s servers.
+    pub ways: Vec<Ways>,
 }
+
+/// What else stands in front of one of the servers.
+pub struct Ways {
+    pub to: &'static Server,
+    pub relay: Relay,
+    pub peers: Vec<Peer>,
+}
+
+/// A server that proxies are measured with.
+pub struct Server {
+    /// As the table calls it.
+    pub name: &'static str,
+    /// What it speaks.
+    pub protocol: &'static str,
+    /// The spec tells its addresses as `BENCH_<variable>` and `BENCH_<variable>_DIRECT`.
+    pub variable: &'static str,
+    /// The load: what `faultbox-bench` is told before the address, and what after it.
+    pub load: (&'static [&'static str], &'static [&'static str]),
+}
+
+const fn canned(
+    name: &'static str,
+    protocol: &'static str,
+    variable: &'static str,
+    load: &'static [&'static str],
+) -> Server {
+    Server {
+        name,
+        protocol,
+        variable,
+        load: (load, &[]),
+    }
+}
+
+/// GET over keep-alive connections, SELECT 1 as a simple query, GET of a small value; then exchanges that are known beforehand.
+pub const SERVERS: &[Server] = &[
+    Server {
+        name: "http",
+        protocol: "http",
+        variable: "HTTP",
+        load: (&["http"], &["/"]),
+    },
+    canned("postgres", "postgres", "PG", &["postgres"]),
+    canned("redis", "redis", "REDIS", &["redis"]),
+    canned("http2", "http2", "HTTP2", &["canned", "http2"]),
+    canned("grpc", "grpc", "GRPC", &["canned", "grpc"]),
+    canned("mysql", "mysql", "MYSQL", &["canned", "mysql"]),
+    canned(
+        "kafka, produce",
+        "kafka",
+        "PRODUCE",
+        &["canned", "kafka-produce"],
+    ),
+    canned("kafka, fetch", "kafka", "FETCH", &["canned", "kafka-fetch"]),
+];
 
 impl Lab {
     /// Starts it all.
@@ -54,22 +103,21 @@ impl Lab {
         let dir = super::dir();
         std::fs::create_dir_all(&dir).map_err(|e| Error::new(format!("{}: {e}", dir.display())))?;
         let quiet = Held::start("quiet")?;
-        let peers = |protocol: &str, upstream: &str| -> Result<Vec<Peer>> {
-            let upstream = quiet.addr(upstream)?;
-            let one = |kind: &_| Peer::start(*kind, protocol, upstream);
-            kinds(protocol).iter().map(one).collect()
+        let ways = |to: &'static Server| -> Result<Ways> {
+            let upstream = quiet.addr(&format!("BENCH_{}_DIRECT", to.variable))?;
+            let peer = |kind: &_| Peer::start(*kind, to, upstream);
+            Ok(Ways {
+                to,
+                relay: Relay::start(upstream)?,
+                peers: kinds(to.protocol).iter().map(peer).collect::<Result<_>>()?,
+            })
         };
         Ok(Lab {
             native_server: Native::server("native", &[])?,
             native_postgres: Native::postgres("native", &[])?,
             strace_server: Native::server("strace", &STRACE)?,
             strace_postgres: Native::postgres("strace", &STRACE)?,
-            http_relay: Relay::start(quiet.addr("BENCH_HTTP_DIRECT")?)?,
-            postgres_relay: Relay::start(quiet.addr("BENCH_PG_DIRECT")?)?,
-            redis_relay: Relay::start(quiet.addr("BENCH_REDIS_DIRECT")?)?,
-            http_peers: peers("http", "BENCH_HTTP_DIRECT")?,
-            postgres_peers: peers("postgres", "BENCH_PG_DIRECT")?,
-            redis_peers: peers("redis", "BENCH_REDIS_DIRECT")?,
+            ways: SERVERS.iter().map(ways).collect::<Result<_>>()?,
             calls: Held::start("calls")?,
             counted: Held::start("counted")?,
             rules: Held::start("rules")?,

@@ -37,9 +37,7 @@ pub fn run() -> Result {
     syscalls::pwrite(&lab, &mut table)?;
     syscalls::pgbench(&lab, &mut table)?;
     delays::measure(&lab, &mut table)?;
-    proxies::http(&lab, &mut table)?;
-    proxies::postgres(&lab, &mut table)?;
-    proxies::redis(&lab, &mut table)?;
+    proxies::measure(&lab, &mut table)?;
     proxies::idle(&lab, &mut table)?;
     let [quiet, calls, counted, rules] = lab.close()?;
     syscalls::decisions(&calls, &counted, &mut table);

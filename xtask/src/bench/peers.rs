@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::lab::{Running, await_listener, free, roomy, start};
+use super::lab::{Running, Server, await_listener, free, roomy, start};
 use crate::{Error, Result};
 use crate::{run, specs};
 
@@ -28,11 +28,12 @@ pub enum Kind {
     EnvoyFilter,
 }
 
-/// All that are measured with a protocol. Envoy's filter for PostgreSQL is not part of its usual build.
+/// All that are measured with a protocol. Envoy's other filters are not part of its usual build, and what it reads of HTTP/2 it writes anew,
+/// so that the answer's bytes are others.
 pub fn kinds(protocol: &str) -> &'static [Kind] {
     match protocol {
-        "postgres" => &[Kind::Haproxy, Kind::Nginx, Kind::Envoy],
-        _ => &[Kind::Haproxy, Kind::Nginx, Kind::Envoy, Kind::EnvoyFilter],
+        "http" | "redis" => &[Kind::Haproxy, Kind::Nginx, Kind::Envoy, Kind::EnvoyFilter],
+        _ => &[Kind::Haproxy, Kind::Nginx, Kind::Envoy],
     }
 }
 
@@ -184,9 +185,9 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts one in front of a server that speaks `protocol`.
-    pub fn start(kind: Kind, protocol: &str, upstream: SocketAddr) -> Result<Peer> {
-        let scratch = super::dir().join(format!("{kind:?}-{protocol}").to_lowercase());
+    /// Starts one in front of a server.
+    pub fn start(kind: Kind, to: &Server, upstream: SocketAddr) -> Result<Peer> {
+        let scratch = super::dir().join(format!("{kind:?}-{}", to.variable).to_lowercase());
         let trouble = |e: std::io::Error| Error::new(format!("{}: {e}", scratch.display()));
         std::fs::create_dir_all(&scratch).map_err(trouble)?;
         let addr = free()?;
@@ -194,7 +195,7 @@ impl Peer {
             Kind::Envoy | Kind::EnvoyFilter => "peer.json",
             _ => "peer.conf",
         });
-        let text = kind.config(protocol, addr, upstream, &scratch);
+        let text = kind.config(to.protocol, addr, upstream, &scratch);
         std::fs::write(&config, text).map_err(trouble)?;
         let process = start(&mut kind.command(&config, &scratch)?, Stdio::null())?;
         let peer = Peer {
@@ -244,6 +245,7 @@ pub fn install() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::lab::SERVERS;
     use crate::json::Json;
 
     #[test]
@@ -299,7 +301,8 @@ mod tests {
                     eprintln!("SKIPPED, NOT PASSED: {} is not installed", kind.name());
                     continue;
                 }
-                let peer = Peer::start(kind, protocol, upstream).unwrap();
+                let to = SERVERS.iter().find(|s| s.protocol == protocol).unwrap();
+                let peer = Peer::start(kind, to, upstream).unwrap();
                 let pid = peer.pid();
                 let mut stream = std::net::TcpStream::connect(peer.addr).unwrap();
                 let patience = std::time::Duration::from_secs(20);

@@ -3,26 +3,51 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use super::lab::{Lab, Relay, load};
-use super::peers::Peer;
+use super::lab::{Lab, Server, Ways, load};
 use super::stats::Samples;
-use super::table::{Goal, Table, show};
+use super::table::{Goal, Table, show, with_noise};
 use super::{BLOCKS, number, usage};
 use crate::json::Json;
 use crate::{Error, Result};
 
-/// Connections, requests per block over all of them, and the load generator's pace. In a closed loop of 64 connections all that has
-/// a CPU is busy, and latency is but throughput turned over; at a rate that leaves the CPUs time it is what a client waits.
-const SETTINGS: [(u64, u64, Option<&str>); 3] = [
-    (1, 4_000, None),
-    (64, 20_000, None),
-    (64, 4_000, Some("2000/s")),
+/// How a load comes.
+#[derive(Clone, Copy)]
+struct Setting {
+    connections: u64,
+    /// Per block, over all connections.
+    requests: u64,
+    /// The load generator's; at once without it.
+    pace: Option<&'static str>,
+}
+
+/// In a closed loop of 64 connections all that has a CPU is busy, and latency is but throughput turned over; at a rate that leaves the
+/// CPUs time it is what a client waits.
+const SETTINGS: [Setting; 3] = [
+    Setting {
+        connections: 1,
+        requests: 4_000,
+        pace: None,
+    },
+    Setting {
+        connections: 64,
+        requests: 20_000,
+        pace: None,
+    },
+    Setting {
+        connections: 64,
+        requests: 4_000,
+        pace: Some("2000/s"),
+    },
 ];
 /// Connections that are open and say nothing: of this process, which may have 1024 descriptors.
 const IDLE: usize = 1000;
 const SETTLES: Duration = Duration::from_secs(1);
-/// p50 through the proxy per p50 through the bare relay.
-const LIKE_A_RELAY: Goal = Goal::AtMost(1.3);
+/// p50 through the proxy per p50 through the bare relay, with one request in flight and with many.
+const ALONE: Goal = Goal::AtMost(1.2);
+const AMONG_MANY: Goal = Goal::AtMost(1.3);
+/// Requests per second when all CPUs are busy.
+const LEAST_OF_RELAY: Goal = Goal::AtLeast(0.9);
+const ABOVE_PEERS: Goal = Goal::AtLeast(1.0);
 /// What the slowest hundredth may wait longer than without a proxy.
 const TAIL: Goal = Goal::AtMost(1000.0);
 /// What a run may hold with as many idle connections, in MiB.
@@ -42,9 +67,9 @@ struct Side {
 const DIRECT: usize = 0;
 const RELAY: usize = 1;
 
-/// All ways to the server whose addresses the lab calls `BENCH_<variable>`.
-fn sides(lab: &Lab, variable: &str, relay: &Relay, peers: &[Peer]) -> Result<Vec<Side>> {
-    let proxied = format!("BENCH_{variable}");
+/// All ways to a server.
+fn sides(lab: &Lab, ways: &Ways) -> Result<Vec<Side>> {
+    let proxied = format!("BENCH_{}", ways.to.variable);
     let side = |name: &str, addr, pids, ours| Side {
         name: name.to_owned(),
         addr,
@@ -52,6 +77,7 @@ fn sides(lab: &Lab, variable: &str, relay: &Relay, peers: &[Peer]) -> Result<Vec
         ours,
     };
     let direct = lab.quiet.addr(&format!("{proxied}_DIRECT"))?;
+    let relay = &ways.relay;
     let mut sides = vec![
         side("direct", direct, vec![], false),
         side("bare splice relay", relay.addr, vec![relay.pid()], false),
@@ -69,29 +95,19 @@ fn sides(lab: &Lab, variable: &str, relay: &Relay, peers: &[Peer]) -> Result<Vec
         ),
     ];
     sides.extend(
-        peers
+        ways.peers
             .iter()
             .map(|peer| side(peer.kind.name(), peer.addr, vec![peer.pid()], false)),
     );
     Ok(sides)
 }
 
-/// GET over keep-alive connections.
-pub fn http(lab: &Lab, table: &mut Table) -> Result<()> {
-    let sides = sides(lab, "HTTP", &lab.http_relay, &lab.http_peers)?;
-    compare("http", &["/"], &sides, table)
-}
-
-/// SELECT 1 as a simple query.
-pub fn postgres(lab: &Lab, table: &mut Table) -> Result<()> {
-    let sides = sides(lab, "PG", &lab.postgres_relay, &lab.postgres_peers)?;
-    compare("postgres", &[], &sides, table)
-}
-
-/// GET of a small value.
-pub fn redis(lab: &Lab, table: &mut Table) -> Result<()> {
-    let sides = sides(lab, "REDIS", &lab.redis_relay, &lab.redis_peers)?;
-    compare("redis", &[], &sides, table)
+/// Every protocol, every way.
+pub fn measure(lab: &Lab, table: &mut Table) -> Result<()> {
+    for ways in &lab.ways {
+        compare(ways.to, &sides(lab, ways)?, table)?;
+    }
+    Ok(())
 }
 
 /// What one side's blocks gave.
@@ -104,8 +120,14 @@ struct Seen {
     cpu: Samples,
 }
 
-fn compare(protocol: &str, after: &[&str], sides: &[Side], table: &mut Table) -> Result<()> {
-    for (connections, requests, pace) in SETTINGS {
+fn compare(server: &Server, sides: &[Side], table: &mut Table) -> Result<()> {
+    let (load_of, after) = server.load;
+    for setting in SETTINGS {
+        let Setting {
+            connections,
+            requests,
+            pace,
+        } = setting;
         let mut seen: Vec<Seen> = sides.iter().map(|_| Seen::default()).collect();
         for block in 0..BLOCKS {
             for turn in 0..sides.len() {
@@ -114,7 +136,8 @@ fn compare(protocol: &str, after: &[&str], sides: &[Side], table: &mut Table) ->
                 let (side, seen) = (&sides[i], &mut seen[i]);
                 let addr = side.addr.to_string();
                 let (connections, requests) = (connections.to_string(), requests.to_string());
-                let mut args = vec![protocol, &addr];
+                let mut args = load_of.to_vec();
+                args.push(&addr);
                 args.extend(after);
                 args.extend([connections.as_str(), requests.as_str()]);
                 args.extend(pace);
@@ -133,72 +156,119 @@ fn compare(protocol: &str, after: &[&str], sides: &[Side], table: &mut Table) ->
             (n, None) => format!("{n} connections"),
             (n, Some(pace)) => format!("{n} connections, {pace}"),
         };
-        rows(&format!("{protocol}, {at}"), sides, &seen, table);
+        report(
+            &format!("{}, {at}", server.name),
+            setting,
+            sides,
+            &seen,
+            table,
+        );
     }
     Ok(())
 }
 
-/// The rows of one setting.
-fn rows(at: &str, sides: &[Side], seen: &[Seen], table: &mut Table) {
+const HEAD: &[&str] = &[
+    "p50, µs",
+    "added",
+    "p99, µs",
+    "added",
+    "requests/s",
+    "of direct",
+    "CPU each, µs",
+];
+
+/// What came out of one setting: the goals of ours as rows, and all sides beside each other.
+fn report(at: &str, setting: Setting, sides: &[Side], seen: &[Seen], table: &mut Table) {
     let (direct, relay) = (&seen[DIRECT], &seen[RELAY]);
     let beyond = |side: &Samples, base: &Samples| side.per(base, |side, base| side - base);
     let share = |side: &Samples, base: &Samples| side.per(base, |side, base| side / base);
+    // Block by block, as all ratios.
+    let peers = sides.iter().zip(seen).skip(RELAY + 1);
+    let fastest = peers
+        .filter(|(side, _)| !side.ours)
+        .map(|(_, seen)| seen.per_s.clone())
+        .reduce(|best, next| best.per(&next, f64::max));
+    let mut lines = vec![];
     for (i, (side, seen)) in sides.iter().zip(seen).enumerate() {
-        let who = format!("{at}, {}", side.name);
-        match i {
-            DIRECT => continue,
-            RELAY => table.row(
-                format!("{who}: p50 added"),
-                &beyond(&seen.p50, &direct.p50),
-                "µs",
-                Goal::None,
-                &format!(
-                    "{} µs, direct {}; p99 {}, direct {}",
-                    show(seen.p50.median()),
-                    show(direct.p50.median()),
-                    show(seen.p99.median()),
-                    show(direct.p99.median())
-                ),
+        let shown = |samples: &Samples, of: &str| match i {
+            DIRECT => String::new(),
+            _ => format!("{}{of}", show(samples.median())),
+        };
+        lines.push(vec![
+            side.name.clone(),
+            with_noise(&seen.p50),
+            shown(&beyond(&seen.p50, &direct.p50), ""),
+            with_noise(&seen.p99),
+            shown(&beyond(&seen.p99, &direct.p99), ""),
+            with_noise(&seen.per_s),
+            shown(&share(&seen.per_s, &direct.per_s), " ×"),
+            shown(&seen.cpu, ""),
+        ]);
+        if !side.ours {
+            continue;
+        }
+        let mut goal = |what: &str, samples: Samples, unit, goal, details: String| {
+            table.row(
+                format!("{at}, {}: {what}", side.name),
+                &samples,
+                unit,
+                goal,
+                &details,
+            );
+        };
+        goal(
+            "p50 of the relay's",
+            share(&seen.p50, &relay.p50),
+            "×",
+            if setting.connections == 1 {
+                ALONE
+            } else {
+                AMONG_MANY
+            },
+            format!(
+                "{} µs, relay {}",
+                show(seen.p50.median()),
+                show(relay.p50.median())
             ),
-            _ => {
-                table.row(
-                    format!("{who}: p50 of the relay's"),
-                    &share(&seen.p50, &relay.p50),
+        );
+        goal(
+            "p99 added",
+            beyond(&seen.p99, &direct.p99),
+            "µs",
+            TAIL,
+            format!(
+                "{} µs, direct {}",
+                show(seen.p99.median()),
+                show(direct.p99.median())
+            ),
+        );
+        if setting.connections > 1 && setting.pace.is_none() {
+            goal(
+                "requests/s of the relay's",
+                share(&seen.per_s, &relay.per_s),
+                "×",
+                LEAST_OF_RELAY,
+                format!("{} requests/s", show(seen.per_s.median())),
+            );
+            if let Some(best) = &fastest {
+                goal(
+                    "requests/s of the fastest peer's",
+                    share(&seen.per_s, best),
                     "×",
-                    if side.ours { LIKE_A_RELAY } else { Goal::None },
-                    &format!(
-                        "{} µs, {} added",
-                        show(seen.p50.median()),
-                        show(beyond(&seen.p50, &direct.p50).median())
-                    ),
-                );
-                table.row(
-                    format!("{who}: p99 added"),
-                    &beyond(&seen.p99, &direct.p99),
-                    "µs",
-                    if side.ours { TAIL } else { Goal::None },
-                    &format!("{} µs", show(seen.p99.median())),
+                    ABOVE_PEERS,
+                    format!("{} requests/s", show(best.median())),
                 );
             }
         }
-        table.row(
-            format!("{who}: requests/s of direct"),
-            &share(&seen.per_s, &direct.per_s),
-            "×",
-            Goal::None,
-            &format!(
-                "{} requests/s, direct {}; {} µs of CPU each",
-                show(seen.per_s.median()),
-                show(direct.per_s.median()),
-                show(seen.cpu.median())
-            ),
-        );
     }
+    table.grid(at, HEAD, lines);
 }
 
 /// Memory while a thousand connections are open and say nothing. To Redis, which has neither a thread nor a process for each.
 pub fn idle(lab: &Lab, table: &mut Table) -> Result<()> {
-    for side in sides(lab, "REDIS", &lab.redis_relay, &lab.redis_peers)? {
+    let redis = lab.ways.iter().find(|ways| ways.to.protocol == "redis");
+    let redis = redis.ok_or_else(|| Error::new("there is no Redis among the servers"))?;
+    for side in sides(lab, redis)? {
         if side.pids.is_empty() {
             continue;
         }

@@ -1,4 +1,5 @@
-//! One Markdown table of everything: what was measured, what came out, what the goal is.
+//! Markdown tables of everything: one of what was measured, what came out and what the goal is, and one for each comparison of many with
+//! the same.
 
 use std::fmt;
 
@@ -6,7 +7,18 @@ use super::stats::Samples;
 
 /// Everything that was measured.
 #[derive(Debug, Default)]
-pub struct Table(Vec<Row>);
+pub struct Table {
+    rows: Vec<Row>,
+    grids: Vec<Grid>,
+}
+
+/// Many things, each measured in the same respects.
+#[derive(Debug)]
+struct Grid {
+    title: String,
+    head: &'static [&'static str],
+    lines: Vec<Vec<String>>,
+}
 
 #[derive(Debug)]
 struct Row {
@@ -62,7 +74,7 @@ impl Table {
             Goal::Between(least, most) => format!("{} to {} {unit}", show(least), show(most)),
             Goal::None => String::new(),
         };
-        self.0.push(Row {
+        self.rows.push(Row {
             what: what.into(),
             figure,
             noise: match samples.noise() {
@@ -76,6 +88,32 @@ impl Table {
                 None => "",
             },
         });
+    }
+}
+
+impl Table {
+    /// Adds a comparison: the first cell of each line says what it is about, the others follow `head`.
+    pub fn grid(
+        &mut self,
+        title: impl Into<String>,
+        head: &'static [&'static str],
+        lines: Vec<Vec<String>>,
+    ) {
+        self.grids.push(Grid {
+            title: title.into(),
+            head,
+            lines,
+        });
+    }
+}
+
+/// A figure with its noise, for the cell of a grid.
+pub fn with_noise(samples: &Samples) -> String {
+    let noise = samples.noise();
+    let shown = show(samples.median());
+    match noise.is_finite() {
+        true => format!("{shown} ±{:.0} %", noise * 100.0),
+        false => shown,
     }
 }
 
@@ -93,12 +131,19 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "| what | figure | noise | goal | |")?;
         writeln!(f, "|---|---|---|---|---|")?;
-        for row in &self.0 {
+        for row in &self.rows {
             writeln!(
                 f,
                 "| {} | {} | {} | {} | {} |",
                 row.what, row.figure, row.noise, row.goal, row.verdict
             )?;
+        }
+        for grid in &self.grids {
+            writeln!(f, "\n| {} | {} |", grid.title, grid.head.join(" | "))?;
+            writeln!(f, "|---{}|", "|---".repeat(grid.head.len()))?;
+            for line in &grid.lines {
+                writeln!(f, "| {} |", line.join(" | "))?;
+            }
         }
         Ok(())
     }
@@ -107,6 +152,21 @@ impl fmt::Display for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_grid_follows_the_rows() {
+        let mut table = Table::default();
+        let samples: Samples = [10.0, 10.0, 12.0].into_iter().collect();
+        table.row("p50", &samples, "µs", Goal::None, "");
+        table.grid(
+            "http",
+            &["p50", "p99"],
+            vec![vec!["direct".into(), with_noise(&samples), show(1.0)]],
+        );
+        let text = table.to_string();
+        let expected = "\n\n| http | p50 | p99 |\n|---|---|---|\n| direct | 10.0 ±5 % | 1.00 |\n";
+        assert!(text.ends_with(expected), "{text}");
+    }
 
     #[test]
     fn a_row_is_judged_by_its_median() {

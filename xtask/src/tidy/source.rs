@@ -55,7 +55,11 @@ pub fn directions(repo: &Repo) -> Violations {
         let listed = package_name(file).is_none_or(|n| {
             !matches!(
                 n,
-                "xtask" | "faultbox-bench" | "faultbox-fuzz" | "faultbox-instructions"
+                "xtask"
+                    | "faultbox-bench"
+                    | "faultbox-fuzz"
+                    | "faultbox-instructions"
+                    | "faultbox-traffic"
             )
         });
         for (number, name) in dependencies(file) {

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use faultbox_dns::codec::{put_name, query};
 
-use super::{Carrier, Traffic};
+use crate::{Carrier, Traffic};
 
 /// OPT: 1232 bytes, no options (RFC 6891).
 const EDNS: &[u8] = b"\0\0\x29\x04\xd0\0\0\0\0\0\0";

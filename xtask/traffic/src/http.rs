@@ -2,9 +2,9 @@
 
 use std::hint::black_box;
 
-use faultbox_http::codec::{Body, HeadSearch, RequestKind};
+use faultbox_http::codec::{Body, HeadSearch, Look, RequestKind};
 
-use super::{Carrier, Traffic};
+use crate::{Carrier, Traffic};
 
 pub fn traffic() -> Traffic {
     Traffic {
@@ -45,10 +45,10 @@ fn exchange(n: u32) -> (Vec<u8>, Vec<u8>) {
 }
 
 fn decode(request: &[u8], reply: &[u8]) {
-    let asked = HeadSearch::default().request(request);
+    let asked = HeadSearch::default().request(request, Look::Framing);
     let asked = asked.expect("a request").expect("a whole one");
     black_box(asked);
-    let said = HeadSearch::default().reply(reply, RequestKind::Other);
+    let said = HeadSearch::default().reply(reply, RequestKind::Other, Look::Framing);
     let said = said.expect("a reply").expect("a whole one");
     let mut body = Body::new(said.framing);
     let taken = body.advance(&reply[said.len..], |part| {

@@ -8,7 +8,7 @@ use faultbox_mysql::codec::{
     put_command, query,
 };
 
-use super::{Carrier, Said, Traffic};
+use crate::{Carrier, Said, Traffic};
 
 /// A greeting with PROTOCOL_41, SECURE_CONNECTION, PLUGIN_AUTH and nothing else.
 const GREETING: &[u8] = b"\x3e\0\0\0\x0a5.7\0\x01\0\0\0abcdefgh\0\x08\x82\x2d\x02\0\x08\0\x15\0\0\0\0\0\0\0\0\0\0ijklmnopqrst\0mysql_native\0";

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use faultbox_redis::codec::{Front, Reader, front, put_command};
 
-use super::{Carrier, Traffic};
+use crate::{Carrier, Traffic};
 
 pub fn traffic() -> Traffic {
     Traffic {

@@ -8,7 +8,7 @@ use faultbox_postgres::codec::{
     put_data_row, put_execute, put_query, put_row_description, query, row_description,
 };
 
-use super::{Carrier, Said, Traffic};
+use crate::{Carrier, Said, Traffic};
 
 /// StartupMessage of the user ann.
 const HELLO: &[u8] = b"\0\0\0\x12\0\x03\0\0user\0ann\0\0";

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use faultbox_http2::codec::hpack::Decoder;
 use faultbox_http2::codec::{Head, block, kind, put_block, put_data, put_window_update};
 
-use super::{Carrier, Said, Traffic};
+use crate::{Carrier, Said, Traffic};
 
 /// RFC 9113, section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

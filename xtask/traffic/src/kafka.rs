@@ -6,7 +6,7 @@ use bytes::Bytes;
 use faultbox_kafka::codec::{Reply, Request, schema};
 use faultbox_kafka::records::{Batch, join};
 
-use super::{Carrier, Traffic};
+use crate::{Carrier, Traffic};
 
 /// Their keys, and versions that brokers of the last years speak.
 const PRODUCE: (i16, i16) = (0, 9);
