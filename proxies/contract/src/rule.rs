@@ -312,7 +312,9 @@ impl ArmedRule {
 
     /// How many requests it has decided (or delayed, or modified).
     pub fn hits(&self) -> u64 {
-        self.trigger.fired() - self.shadowed()
+        // In this order: a request that is decided between the two looks must not count as shadowed before it has fired.
+        let shadowed = self.shadowed();
+        self.trigger.fired().saturating_sub(shadowed)
     }
 
     /// How many requests it would have decided had no later rule done so.

@@ -91,7 +91,15 @@ async fn queries(
     let mut raw = false;
     let mut open = true;
     let mut held: JoinSet<Held> = JoinSet::new();
+    // Queries whose delays have passed while the server has half of another message.
+    let mut due: Vec<u8> = vec![];
     loop {
+        if framing.at_boundary() && !due.is_empty() {
+            if send(to.as_ref(), &due).await.is_err() {
+                return End::SinkGone;
+            }
+            due.clear();
+        }
         if !open && held.is_empty() {
             return match to.shutdown().await {
                 Ok(()) => End::Closed,
@@ -107,15 +115,13 @@ async fn queries(
                 Ok(_) => Some(Instant::now()),
                 Err(_) => return End::SourceGone,
             },
-            Some(due) = held.join_next() => {
+            Some(one) = held.join_next() => {
                 // A held query's task is never aborted and does not panic.
-                let Ok(due) = due else { continue };
-                if let Some(answer) = due.fate.answer(&due.query, Carrier::Stream) {
+                let Ok(one) = one else { continue };
+                if let Some(answer) = one.fate.answer(&one.query, Carrier::Stream) {
                     answers.put(&answer);
-                } else if matches!(due.fate, Fate::Pass)
-                    && send(to.as_ref(), &codec::framed(&due.message)).await.is_err()
-                {
-                    return End::SinkGone;
+                } else if matches!(one.fate, Fate::Pass) {
+                    due.extend(codec::framed(&one.message));
                 }
                 continue;
             }

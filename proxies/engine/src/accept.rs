@@ -90,7 +90,10 @@ where
                 }
             },
             // Reaping keeps the set as small as the number of live connections.
-            Some(_) = connections.join_next() => {}
+            Some(over) = connections.join_next() => if let Err(panicked) = over {
+                // To its client this looks as if the server had hung up.
+                emit(&host, "proxy_failed", &io::Error::other(format!("a connection was lost: {panicked}")));
+            }
         }
     }
 }

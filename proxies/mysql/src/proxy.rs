@@ -1,7 +1,6 @@
 //! The proxy: two directions of one connection, walking along the bytes by [`crate::session`] and carrying out what rules say.
 
 use std::collections::HashMap;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,12 +9,11 @@ use bytes::{Bytes, BytesMut};
 use faultbox_contract::rule::Fired;
 use faultbox_contract::{ArmedRule, ProxyHost};
 use faultbox_engine::{
-    Added, Conn, Effects, Inbox, Origin, Times, gone, linger, reset, send, send_front,
-    send_front_watching, serve_delays, tls,
+    Added, Conn, Effects, Ending, Inbox, Origin, Times, both, close, finish, gone, send,
+    send_front, send_front_watching, serve_delays, tls,
 };
 use faultbox_sql::Cache;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
@@ -45,31 +43,11 @@ pub async fn serve(host: ProxyHost) {
 }
 
 /// How a direction ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum End {
-    /// The source closed its side, and the FIN was passed on.
-    Closed,
-    /// The source was reset.
-    SourceGone,
-    /// The sink takes no more; what it said before may still be under way.
-    SinkGone,
-    /// A rule loses the connection: FIN, behind these bytes.
-    Lost(Bytes),
-    /// A rule resets the connection.
-    Reset,
-    /// Client and server have agreed on TLS, and the interface has it; how the client's handshake begins.
-    StartTls(Bytes),
-}
+type End = Ending<StartTls>;
 
-impl From<faultbox_engine::End> for End {
-    fn from(end: faultbox_engine::End) -> End {
-        match end {
-            faultbox_engine::End::Closed => End::Closed,
-            faultbox_engine::End::SourceGone => End::SourceGone,
-            faultbox_engine::End::SinkGone => End::SinkGone,
-        }
-    }
-}
+/// Client and server have agreed on TLS, and the interface has it; how the client's handshake begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct StartTls(Bytes);
 
 /// One connection.
 struct Link<'a> {
@@ -87,7 +65,7 @@ async fn handle(mut conn: Conn, shared: Arc<Shared>) {
     loop {
         let (frontend, backend) = (&mut frontend, &mut backend);
         match exchange(&mut conn, &shared, &session, &times, frontend, backend).await {
-            End::StartTls(begun) => {
+            End::Other(StartTls(begun)) => {
                 // The session goes on within TLS, with another answer to the greeting.
                 session.lock().unwrap_or_else(PoisonError::into_inner).raw = None;
                 match tls::upgrade_after(conn, begun.into()).await {
@@ -119,48 +97,15 @@ async fn exchange(
         };
         let (client_in, client_out) = conn.client.split();
         let (server_in, server_out) = conn.upstream.split();
-        let mut up = pin!(link.up(client_in, server_out, frontend));
-        let mut down = pin!(link.down(server_in, client_out, backend));
-        let ended = |first: End, second: End| match first {
-            End::Closed => second,
-            End::SinkGone if second == End::Closed => End::SinkGone,
-            End::SinkGone => second,
-            other => other,
-        };
-        let end = tokio::select! {
-            end = &mut up => match end {
-                End::Closed | End::SinkGone => ended(end, down.await),
-                other => other,
-            },
-            end = &mut down => match end {
-                End::Closed | End::SinkGone => {
-                    // Nobody will answer any more, so nobody has to wait for answers.
-                    link.session().queue.clear();
-                    link.room.notify_one();
-                    ended(end, up.await)
-                }
-                other => other,
-            },
-        };
+        let up = link.up(client_in, server_out, frontend);
+        let down = link.down(server_in, client_out, backend);
+        let end = both(up, down, || {
+            link.session().queue.clear();
+            link.room.notify_one();
+        })
+        .await;
         link.times().flush(&conn.origin.host.meter);
         end
-    }
-}
-
-async fn finish(conn: Conn, end: End) {
-    match end {
-        End::Closed | End::StartTls(_) => {}
-        End::SourceGone | End::SinkGone | End::Reset => {
-            reset(conn.client);
-            reset(conn.upstream);
-        }
-        End::Lost(last) => {
-            // The server sees its client vanish, as it would; the client reads to the end what was sent before.
-            drop(conn.upstream);
-            if last.is_empty() || send(&conn.client, &last).await.is_ok() {
-                linger(conn.client).await;
-            }
-        }
     }
 }
 
@@ -218,13 +163,17 @@ impl Link<'_> {
                 Ok(0) => {
                     // The beginning of a message that will never be whole.
                     let rest = inbox.bytes.len();
-                    if let Err(end) = forward(&client, &server, &mut inbox.bytes, rest).await {
-                        return end;
+                    if let Err(end) = send_front_watching(
+                        server.as_ref(),
+                        &mut inbox.bytes,
+                        rest,
+                        client.as_ref(),
+                    )
+                    .await
+                    {
+                        return end.into();
                     }
-                    return match server.shutdown().await {
-                        Ok(()) => End::Closed,
-                        Err(_) => End::SinkGone,
-                    };
+                    return close(&mut server).await;
                 }
                 Ok(_) => {}
                 Err(_) => return End::SourceGone,
@@ -235,8 +184,11 @@ impl Link<'_> {
             let mut at = 0;
             loop {
                 if self.session().is_full() {
-                    if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                        return end;
+                    if let Err(end) =
+                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                            .await
+                    {
+                        return end.into();
                     }
                     at = 0;
                     tokio::select! {
@@ -259,24 +211,44 @@ impl Link<'_> {
                     }
                     // The client's handshake follows at once: the server has no say in it any more.
                     Ok(Step::StartTls(n)) if self.origin.has_tls() => {
-                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at + n).await
+                        if let Err(end) = send_front_watching(
+                            server.as_ref(),
+                            &mut inbox.bytes,
+                            at + n,
+                            client.as_ref(),
+                        )
+                        .await
                         {
-                            return end;
+                            return end.into();
                         }
-                        return End::StartTls(inbox.bytes.freeze());
+                        return End::Other(StartTls(inbox.bytes.freeze()));
                     }
                     // What follows is opaque.
                     Ok(Step::StartTls(n)) => at += n,
                     Ok(Step::Discard(n)) => {
-                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                            return end;
+                        if let Err(end) = send_front_watching(
+                            server.as_ref(),
+                            &mut inbox.bytes,
+                            at,
+                            client.as_ref(),
+                        )
+                        .await
+                        {
+                            return end.into();
                         }
                         let _ = inbox.bytes.split_to(n);
                         at = 0;
                     }
                     Ok(Step::Instead(bytes)) => {
-                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                            return end;
+                        if let Err(end) = send_front_watching(
+                            server.as_ref(),
+                            &mut inbox.bytes,
+                            at,
+                            client.as_ref(),
+                        )
+                        .await
+                        {
+                            return end.into();
                         }
                         at = 0;
                         if send(server.as_ref(), &bytes).await.is_err() {
@@ -287,9 +259,15 @@ impl Link<'_> {
                         let fired = self.evaluate(&request);
                         let mut verdict = Verdict::Pass;
                         if !fired.is_empty() {
-                            if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await
+                            if let Err(end) = send_front_watching(
+                                server.as_ref(),
+                                &mut inbox.bytes,
+                                at,
+                                client.as_ref(),
+                            )
+                            .await
                             {
-                                return end;
+                                return end.into();
                             }
                             at = 0;
                             let held = Instant::now();
@@ -320,8 +298,15 @@ impl Link<'_> {
                             at += n;
                             continue;
                         }
-                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                            return end;
+                        if let Err(end) = send_front_watching(
+                            server.as_ref(),
+                            &mut inbox.bytes,
+                            at,
+                            client.as_ref(),
+                        )
+                        .await
+                        {
+                            return end.into();
                         }
                         at = 0;
                         let _ = inbox.bytes.split_to(n);
@@ -329,8 +314,10 @@ impl Link<'_> {
                     Err(why) => self.degrade("client", &why),
                 }
             }
-            if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                return end;
+            if let Err(end) =
+                send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref()).await
+            {
+                return end.into();
             }
             let asked = self.session().asked;
             self.times().sent(asked, read, injected);
@@ -350,16 +337,13 @@ impl Link<'_> {
             if !matches!(filled, Ok(1..)) {
                 // What it said before it closed or died still arrives, be it half a packet.
                 let rest = inbox.bytes.len();
-                if let Err(end) = to_client(&client, &mut inbox.bytes, rest).await {
-                    return end;
+                if let Err(end) = send_front(client.as_ref(), &mut inbox.bytes, rest).await {
+                    return end.into();
                 }
             }
             match filled {
                 Ok(0) => {
-                    return match client.shutdown().await {
-                        Ok(()) => End::Closed,
-                        Err(_) => End::SinkGone,
-                    };
+                    return close(&mut client).await;
                 }
                 Ok(_) => {}
                 Err(_) => return End::SourceGone,
@@ -395,13 +379,13 @@ impl Link<'_> {
                         self.degrade("upstream", &why);
                         continue;
                     }
-                    Ok(other) => match to_client(&client, &mut inbox.bytes, at).await {
+                    Ok(other) => match send_front(client.as_ref(), &mut inbox.bytes, at).await {
                         Ok(()) => {
                             at = 0;
                             slowed |= effects.is_some();
                             answer(other, &client, &mut inbox.bytes, effects.as_deref_mut()).await
                         }
-                        Err(end) => Err(end),
+                        Err(end) => Err(end.into()),
                     },
                 };
                 if let Err(end) = sent {
@@ -413,8 +397,8 @@ impl Link<'_> {
                     front.effects = Some(effects);
                 }
             }
-            if let Err(end) = to_client(&client, &mut inbox.bytes, at).await {
-                return end;
+            if let Err(end) = send_front(client.as_ref(), &mut inbox.bytes, at).await {
+                return end.into();
             }
             let done = self.session().done;
             let meter = &self.origin.host.meter;
@@ -496,7 +480,7 @@ impl Link<'_> {
             _ if killed => Verdict::Deny(Arc::new(Error::of_code(1317))),
             Some(Action::Error(error)) => Verdict::Deny(error.clone()),
             Some(Action::Response(rows)) => Verdict::Answer(rows.clone()),
-            Some(Action::Drop) => return Err(End::Lost(Bytes::new())),
+            Some(Action::Drop) => return Err(End::lost()),
             Some(Action::Reset) => return Err(End::Reset),
             _ => Verdict::Pass,
         };
@@ -554,23 +538,6 @@ fn effects(fired: &Fired) -> Option<Box<Effects<Corrupt>>> {
     })
 }
 
-/// Sends the first `n` bytes to the server and takes them off.
-async fn forward(
-    client: &ReadHalf<'_>,
-    server: &WriteHalf<'_>,
-    bytes: &mut BytesMut,
-    n: usize,
-) -> Result<(), End> {
-    send_front_watching(server.as_ref(), bytes, n, client.as_ref()).await?;
-    Ok(())
-}
-
-/// Sends the first `n` bytes to the client and takes them off.
-async fn to_client(client: &WriteHalf<'_>, bytes: &mut BytesMut, n: usize) -> Result<(), End> {
-    send_front(client.as_ref(), bytes, n).await?;
-    Ok(())
-}
-
 /// Sends a part of an answer that is a rule's, or under its effects.
 async fn answer(
     step: Answer,
@@ -611,7 +578,7 @@ async fn affected(
 ) -> Result<(), End> {
     match effects.send(client.as_ref(), part).await {
         Ok(true) => Ok(()),
-        Ok(false) => Err(End::Lost(Bytes::new())),
+        Ok(false) => Err(End::lost()),
         Err(_) => Err(End::SinkGone),
     }
 }

@@ -1,7 +1,6 @@
 //! The proxy: two directions of one connection, walking along the bytes by [`crate::session`] and carrying out what rules say.
 
 use std::collections::HashMap;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,12 +9,11 @@ use bytes::BytesMut;
 use faultbox_contract::rule::Fired;
 use faultbox_contract::{ArmedRule, ProxyEvent, ProxyHost};
 use faultbox_engine::{
-    Added, Conn, Effects, Inbox, Origin, Times, gone, linger, reset, send, send_front,
-    send_front_watching, serve_delays,
+    Added, Conn, Effects, Ending, Inbox, Origin, Times, both, close, finish, gone, send,
+    send_front, send_front_watching, serve_delays,
 };
 use faultbox_sql::Cache;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
@@ -54,29 +52,7 @@ pub async fn serve(host: ProxyHost) {
 }
 
 /// How a direction ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// The source closed its side, and the FIN was passed on.
-    Closed,
-    /// The source was reset.
-    SourceGone,
-    /// The sink takes no more; what it said before may still be under way.
-    SinkGone,
-    /// A rule loses the connection: FIN.
-    Lost,
-    /// A rule resets the connection.
-    Reset,
-}
-
-impl From<faultbox_engine::End> for End {
-    fn from(end: faultbox_engine::End) -> End {
-        match end {
-            faultbox_engine::End::Closed => End::Closed,
-            faultbox_engine::End::SourceGone => End::SourceGone,
-            faultbox_engine::End::SinkGone => End::SinkGone,
-        }
-    }
-}
+type End = Ending;
 
 /// One connection.
 struct Link<'a> {
@@ -102,46 +78,19 @@ async fn handle(mut conn: Conn, begun: BytesMut, shared: Arc<Shared>) {
         };
         let (client_in, client_out) = conn.client.split();
         let (server_in, server_out) = conn.upstream.split();
-        let mut up = pin!(link.up(client_in, server_out, begun));
-        let mut down = pin!(link.down(server_in, client_out));
-        let ended = |first: End, second: End| match first {
-            End::Closed => second,
-            End::SinkGone if second == End::Closed => End::SinkGone,
-            End::SinkGone => second,
-            other => other,
-        };
-        let end = tokio::select! {
-            end = &mut up => match end {
-                End::Closed | End::SinkGone => ended(end, down.await),
-                other => other,
-            },
-            end = &mut down => match end {
-                End::Closed | End::SinkGone => {
-                    link.answered.notify_one();
-                    // Nobody will answer any more, so nobody has to wait for answers.
-                    link.session().queue.clear();
-                    link.room.notify_one();
-                    ended(end, up.await)
-                }
-                other => other,
-            },
-        };
+        let up = link.up(client_in, server_out, begun);
+        let down = link.down(server_in, client_out);
+        let end = both(up, down, || {
+            link.answered.notify_one();
+            link.session().queue.clear();
+            link.room.notify_one();
+        })
+        .await;
         // What stays unanswered was a request all the same.
         link.times().flush(&conn.origin.host.meter);
         end
     };
-    match end {
-        End::Closed => {}
-        End::SourceGone | End::SinkGone | End::Reset => {
-            reset(conn.client);
-            reset(conn.upstream);
-        }
-        End::Lost => {
-            // The server sees its client vanish, as it would; the client reads to the end what was sent before.
-            drop(conn.upstream);
-            linger(conn.client).await;
-        }
-    }
+    finish(conn, end).await;
 }
 
 impl Link<'_> {
@@ -234,13 +183,17 @@ impl Link<'_> {
                 Ok(0) => {
                     // The beginning of a message that will never be whole.
                     let rest = inbox.bytes.len();
-                    if let Err(end) = forward(&client, &server, &mut inbox.bytes, rest).await {
-                        return end;
+                    if let Err(end) = send_front_watching(
+                        server.as_ref(),
+                        &mut inbox.bytes,
+                        rest,
+                        client.as_ref(),
+                    )
+                    .await
+                    {
+                        return end.into();
                     }
-                    return match server.shutdown().await {
-                        Ok(()) => End::Closed,
-                        Err(_) => End::SinkGone,
-                    };
+                    return close(&mut server).await;
                 }
                 Ok(_) => {}
                 Err(_) => return End::SourceGone,
@@ -251,8 +204,11 @@ impl Link<'_> {
             let mut at = 0;
             loop {
                 if self.session().is_full() {
-                    if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                        return end;
+                    if let Err(end) =
+                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                            .await
+                    {
+                        return end.into();
                     }
                     at = 0;
                     tokio::select! {
@@ -280,16 +236,29 @@ impl Link<'_> {
                         break;
                     }
                     Ok(Step::Discard(n)) => {
-                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                            return end;
+                        if let Err(end) = send_front_watching(
+                            server.as_ref(),
+                            &mut inbox.bytes,
+                            at,
+                            client.as_ref(),
+                        )
+                        .await
+                        {
+                            return end.into();
                         }
                         let _ = inbox.bytes.split_to(n);
                         at = 0;
                     }
                     Ok(Step::Encryption(n)) => {
-                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at + n).await
+                        if let Err(end) = send_front_watching(
+                            server.as_ref(),
+                            &mut inbox.bytes,
+                            at + n,
+                            client.as_ref(),
+                        )
+                        .await
                         {
-                            return end;
+                            return end.into();
                         }
                         at = 0;
                         // What follows means one thing or another by the server's answer. A client that gives up meanwhile is
@@ -319,8 +288,15 @@ impl Link<'_> {
                             at += n;
                             continue;
                         }
-                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                            return end;
+                        if let Err(end) = send_front_watching(
+                            server.as_ref(),
+                            &mut inbox.bytes,
+                            at,
+                            client.as_ref(),
+                        )
+                        .await
+                        {
+                            return end.into();
                         }
                         at = 0;
                         let held = Instant::now();
@@ -362,8 +338,10 @@ impl Link<'_> {
                     Err(why) => self.degrade("client", &why),
                 }
             }
-            if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                return end;
+            if let Err(end) =
+                send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref()).await
+            {
+                return end.into();
             }
             self.sent(read, injected);
         }
@@ -378,16 +356,13 @@ impl Link<'_> {
             if !matches!(filled, Ok(1..)) {
                 // What it said before it closed or died still arrives, be it half a message.
                 let rest = inbox.bytes.len();
-                if let Err(end) = to_client(&client, &mut inbox.bytes, rest).await {
-                    return end;
+                if let Err(end) = send_front(client.as_ref(), &mut inbox.bytes, rest).await {
+                    return end.into();
                 }
             }
             match filled {
                 Ok(0) => {
-                    return match client.shutdown().await {
-                        Ok(()) => End::Closed,
-                        Err(_) => End::SinkGone,
-                    };
+                    return close(&mut client).await;
                 }
                 Ok(_) => {}
                 Err(_) => return End::SourceGone,
@@ -424,10 +399,10 @@ impl Link<'_> {
                         break;
                     }
                     Ok(Reply::Affected(n)) => {
-                        let sent = to_client(&client, &mut inbox.bytes, at).await;
+                        let sent = send_front(client.as_ref(), &mut inbox.bytes, at).await;
                         at = 0;
                         match sent {
-                            Err(end) => Err(end),
+                            Err(end) => Err(end.into()),
                             Ok(()) => {
                                 slowed = true;
                                 let mut part = inbox.bytes.split_to(n);
@@ -436,11 +411,11 @@ impl Link<'_> {
                         }
                     }
                     Ok(Reply::Replace(n, bytes)) => {
-                        let sent = to_client(&client, &mut inbox.bytes, at).await;
+                        let sent = send_front(client.as_ref(), &mut inbox.bytes, at).await;
                         at = 0;
                         let _ = inbox.bytes.split_to(n);
                         match sent {
-                            Err(end) => Err(end),
+                            Err(end) => Err(end.into()),
                             Ok(()) => {
                                 slowed |= effects.is_some();
                                 let mut part = BytesMut::from(bytes);
@@ -449,12 +424,8 @@ impl Link<'_> {
                         }
                     }
                     Ok(Reply::Last(bytes)) => {
-                        let sent = to_client(&client, &mut inbox.bytes, at).await;
-                        match sent {
-                            Ok(()) if send(client.as_ref(), &bytes).await.is_ok() => Err(End::Lost),
-                            Ok(()) => Err(End::SinkGone),
-                            Err(end) => Err(end),
-                        }
+                        let sent = send_front(client.as_ref(), &mut inbox.bytes, at).await;
+                        sent.map_err(End::from).and(Err(End::Lost(bytes)))
                     }
                     Err(why) => {
                         self.degrade("upstream", &why);
@@ -471,8 +442,8 @@ impl Link<'_> {
                     front.effects = Some(effects);
                 }
             }
-            if let Err(end) = to_client(&client, &mut inbox.bytes, at).await {
-                return end;
+            if let Err(end) = send_front(client.as_ref(), &mut inbox.bytes, at).await {
+                return end.into();
             }
             self.answered(read, slowed);
             self.room.notify_one();
@@ -594,7 +565,7 @@ fn decide(fired: &Fired, cancelled: bool) -> Result<Verdict, End> {
     match fired.terminal.as_deref().and_then(action) {
         Some(Action::Error(error)) => Ok(Verdict::Deny(error.clone())),
         Some(Action::Response(rows)) => Ok(Verdict::Answer(rows.clone())),
-        Some(Action::Drop) => Err(End::Lost),
+        Some(Action::Drop) => Err(End::lost()),
         Some(Action::Reset) => Err(End::Reset),
         _ => Ok(Verdict::Pass),
     }
@@ -611,23 +582,6 @@ fn effects(fired: &Fired) -> Option<Box<Effects<Corrupt>>> {
     })
 }
 
-/// Sends the first `n` bytes to the server and takes them off.
-async fn forward(
-    client: &ReadHalf<'_>,
-    server: &WriteHalf<'_>,
-    bytes: &mut BytesMut,
-    n: usize,
-) -> Result<(), End> {
-    send_front_watching(server.as_ref(), bytes, n, client.as_ref()).await?;
-    Ok(())
-}
-
-/// Sends the first `n` bytes to the client and takes them off.
-async fn to_client(client: &WriteHalf<'_>, bytes: &mut BytesMut, n: usize) -> Result<(), End> {
-    send_front(client.as_ref(), bytes, n).await?;
-    Ok(())
-}
-
 /// Sends a part of an answer that is under effects.
 async fn affected(
     client: &WriteHalf<'_>,
@@ -640,7 +594,7 @@ async fn affected(
     effects.corrupt(|walk| walk.pass(part));
     match effects.send(client.as_ref(), part).await {
         Ok(true) => Ok(()),
-        Ok(false) => Err(End::Lost),
+        Ok(false) => Err(End::lost()),
         Err(_) => Err(End::SinkGone),
     }
 }

@@ -1,6 +1,5 @@
 //! The proxy: two directions of one connection, walking along the bytes by [`crate::session`] and carrying out what rules say.
 
-use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,11 +7,10 @@ use bytes::BytesMut;
 use faultbox_contract::rule::Fired;
 use faultbox_contract::{ArmedRule, ProxyHost};
 use faultbox_engine::{
-    Added, Conn, Inbox, Origin, Times, gone, linger, reset, send, send_front, send_front_watching,
-    serve_delays,
+    Added, Conn, Ending, Inbox, Origin, Times, both, close, finish, gone, send, send_front,
+    send_front_watching, serve_delays,
 };
 use serde_json::{Value as Json, json};
-use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
 
@@ -30,29 +28,7 @@ pub async fn serve(host: ProxyHost) {
 }
 
 /// How a direction ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// The source closed its side, and the FIN was passed on.
-    Closed,
-    /// The source was reset.
-    SourceGone,
-    /// The sink takes no more; what it said before may still be under way.
-    SinkGone,
-    /// A rule cuts the connection: FIN.
-    Lost,
-    /// A rule resets the connection.
-    Reset,
-}
-
-impl From<faultbox_engine::End> for End {
-    fn from(end: faultbox_engine::End) -> End {
-        match end {
-            faultbox_engine::End::Closed => End::Closed,
-            faultbox_engine::End::SourceGone => End::SourceGone,
-            faultbox_engine::End::SinkGone => End::SinkGone,
-        }
-    }
-}
+type End = Ending;
 
 /// One connection.
 struct Link<'a> {
@@ -76,43 +52,17 @@ async fn handle(mut conn: Conn) {
         };
         let (client_in, client_out) = conn.client.split();
         let (server_in, server_out) = conn.upstream.split();
-        let mut up = pin!(link.up(client_in, server_out));
-        let mut down = pin!(link.down(server_in, client_out));
-        let ended = |first: End, second: End| match first {
-            End::Closed => second,
-            End::SinkGone if second == End::Closed => End::SinkGone,
-            End::SinkGone => second,
-            other => other,
-        };
-        let end = tokio::select! {
-            end = &mut up => match end {
-                End::Closed | End::SinkGone => ended(end, down.await),
-                other => other,
-            },
-            end = &mut down => match end {
-                End::Closed | End::SinkGone => {
-                    link.session().abandon();
-                    link.room.notify_one();
-                    ended(end, up.await)
-                }
-                other => other,
-            },
-        };
+        let up = link.up(client_in, server_out);
+        let down = link.down(server_in, client_out);
+        let end = both(up, down, || {
+            link.session().abandon();
+            link.room.notify_one();
+        })
+        .await;
         link.times().flush(&conn.origin.host.meter);
         end
     };
-    match end {
-        End::Closed => {}
-        End::SourceGone | End::SinkGone | End::Reset => {
-            reset(conn.client);
-            reset(conn.upstream);
-        }
-        End::Lost => {
-            // The server sees its client vanish, as it would; the client reads to the end what was sent before.
-            drop(conn.upstream);
-            linger(conn.client).await;
-        }
-    }
+    finish(conn, end).await;
 }
 
 impl Link<'_> {
@@ -149,13 +99,17 @@ impl Link<'_> {
                 Ok(0) => {
                     // The beginning of a command that will never be whole.
                     let rest = inbox.bytes.len();
-                    if let Err(end) = forward(&client, &server, &mut inbox.bytes, rest).await {
-                        return end;
+                    if let Err(end) = send_front_watching(
+                        server.as_ref(),
+                        &mut inbox.bytes,
+                        rest,
+                        client.as_ref(),
+                    )
+                    .await
+                    {
+                        return end.into();
                     }
-                    return match server.shutdown().await {
-                        Ok(()) => End::Closed,
-                        Err(_) => End::SinkGone,
-                    };
+                    return close(&mut server).await;
                 }
                 Ok(_) => {}
                 Err(_) => return End::SourceGone,
@@ -168,8 +122,15 @@ impl Link<'_> {
                 match self.walk(&mut requests, &inbox.bytes, &mut at) {
                     Ok(Walked::Through) => break,
                     Ok(Walked::Full) => {
-                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                            return end;
+                        if let Err(end) = send_front_watching(
+                            server.as_ref(),
+                            &mut inbox.bytes,
+                            at,
+                            client.as_ref(),
+                        )
+                        .await
+                        {
+                            return end.into();
                         }
                         at = 0;
                         tokio::select! {
@@ -178,18 +139,48 @@ impl Link<'_> {
                         }
                     }
                     Ok(Walked::Discard(n)) => {
-                        if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                            return end;
+                        if let Err(end) = send_front_watching(
+                            server.as_ref(),
+                            &mut inbox.bytes,
+                            at,
+                            client.as_ref(),
+                        )
+                        .await
+                        {
+                            return end.into();
                         }
                         let _ = inbox.bytes.split_to(n);
                         at = 0;
                     }
+                    Ok(Walked::Endless(why)) => {
+                        let _ = send_front_watching(
+                            server.as_ref(),
+                            &mut inbox.bytes,
+                            at,
+                            client.as_ref(),
+                        )
+                        .await;
+                        self.origin.degraded(
+                            "client",
+                            &format!(
+                                "{}; closed, because where a refused command ends is unknown",
+                                why.0
+                            ),
+                        );
+                        return End::lost();
+                    }
                     Ok(Walked::Request(request)) => {
                         let fired = self.evaluate(&request.command);
                         if !fired.is_empty() {
-                            if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await
+                            if let Err(end) = send_front_watching(
+                                server.as_ref(),
+                                &mut inbox.bytes,
+                                at,
+                                client.as_ref(),
+                            )
+                            .await
                             {
-                                return end;
+                                return end.into();
                             }
                             at = 0;
                             // What is held back is no longer on its way, and what came before it is.
@@ -236,8 +227,10 @@ impl Link<'_> {
                     Err(why) => self.degrade("client", &why),
                 }
             }
-            if let Err(end) = forward(&client, &server, &mut inbox.bytes, at).await {
-                return end;
+            if let Err(end) =
+                send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref()).await
+            {
+                return end.into();
             }
             let asked = self.session().asked;
             self.times().sent(asked, read, injected);
@@ -270,6 +263,7 @@ impl Link<'_> {
                     return Ok(Walked::Through);
                 }
                 Step::Discard(n) => return Ok(Walked::Discard(n)),
+                Step::Endless(why) => return Ok(Walked::Endless(why)),
                 Step::Request(request) => return Ok(Walked::Request(Box::new(request))),
             }
         }
@@ -302,15 +296,12 @@ impl Link<'_> {
             }
             // What it said before it closed or died still arrives, be it half a message.
             let rest = inbox.bytes.len();
-            if let Err(end) = to_client(&client, &mut inbox.bytes, rest).await {
-                return end;
+            if let Err(end) = send_front(client.as_ref(), &mut inbox.bytes, rest).await {
+                return end.into();
             }
             return match filled {
                 Some(Err(_)) => End::SourceGone,
-                _ => match client.shutdown().await {
-                    Ok(()) => End::Closed,
-                    Err(_) => End::SinkGone,
-                },
+                _ => close(&mut client).await,
             };
         }
     }
@@ -350,14 +341,14 @@ impl Link<'_> {
                 }
                 Ok(Reply::Pass(n)) => at += n,
                 Ok(Reply::Affected(n)) => {
-                    to_client(client, bytes, at).await?;
+                    send_front(client.as_ref(), bytes, at).await?;
                     at = 0;
                     slowed = true;
                     let mut part = bytes.split_to(n);
                     affected(client, &mut part, effects.as_deref_mut()).await?;
                 }
                 Ok(Reply::Replace(n, instead)) => {
-                    to_client(client, bytes, at).await?;
+                    send_front(client.as_ref(), bytes, at).await?;
                     at = 0;
                     let _ = bytes.split_to(n);
                     slowed |= effects.is_some();
@@ -372,7 +363,7 @@ impl Link<'_> {
                 front.effects = Some(effects);
             }
         }
-        to_client(client, bytes, at).await?;
+        send_front(client.as_ref(), bytes, at).await?;
         Ok(slowed)
     }
 
@@ -418,6 +409,8 @@ enum Walked {
     Full,
     /// So many bytes never reach the server.
     Discard(usize),
+    /// Bytes that must not reach the server, and nobody knows how many.
+    Endless(Malformed),
     /// A command that a rule may mean.
     Request(Box<Request>),
 }
@@ -454,23 +447,6 @@ fn effects(fired: &Fired) -> Option<Box<Effects>> {
     })
 }
 
-/// Sends the first `n` bytes to the server and takes them off.
-async fn forward(
-    client: &ReadHalf<'_>,
-    server: &WriteHalf<'_>,
-    bytes: &mut BytesMut,
-    n: usize,
-) -> Result<(), End> {
-    send_front_watching(server.as_ref(), bytes, n, client.as_ref()).await?;
-    Ok(())
-}
-
-/// Sends the first `n` bytes to the client and takes them off.
-async fn to_client(client: &WriteHalf<'_>, bytes: &mut BytesMut, n: usize) -> Result<(), End> {
-    send_front(client.as_ref(), bytes, n).await?;
-    Ok(())
-}
-
 /// Sends a part of a reply that is under effects.
 async fn affected(
     client: &WriteHalf<'_>,
@@ -483,7 +459,7 @@ async fn affected(
     effects.corrupt(|walk| walk.pass(part));
     match effects.send(client.as_ref(), part).await {
         Err(_) => Err(End::SinkGone),
-        Ok(false) => Err(End::Lost),
+        Ok(false) => Err(End::lost()),
         Ok(true) => Ok(()),
     }
 }

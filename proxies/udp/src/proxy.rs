@@ -229,16 +229,20 @@ fn onward(
         });
         key
     };
-    flow.hold(vec![(rule, within)], Instant::now(), size, move |flow| {
-        let waited = {
-            let mut lane = flow.memory.lane(way);
-            let at = lane.behind.iter().position(|b| b.key == key);
-            at.map(|i| lane.behind.remove(i).parcel)
-        };
-        if let Some(parcel) = waited {
+    let waited = move |flow: &Flow| {
+        let mut lane = flow.memory.lane(way);
+        let at = lane.behind.iter().position(|b| b.key == key);
+        at.map(|i| lane.behind.remove(i).parcel)
+    };
+    let held = flow.hold(vec![(rule, within)], Instant::now(), size, move |flow| {
+        if let Some(parcel) = waited(&flow) {
             depart(&flow, way, parcel, &mut Exit::Late);
         }
     });
+    if !held {
+        // Nobody would let it out in time.
+        let _lost = waited(flow);
+    }
 }
 
 /// Sends a datagram and its copies, over the limited link if there is one.
@@ -252,10 +256,15 @@ fn depart(flow: &Arc<Flow>, way: Way, parcel: Parcel, exit: &mut Exit<'_>) {
             (Err(()), _) => {}
             (Ok(None), Exit::Batch(out)) => out.push(bytes),
             (Ok(None), Exit::Late) => flow.send(way, bytes),
-            (Ok(Some(departure)), _) => flow.hold(vec![departure], now, size, move |flow| {
-                flow.memory.lane(way).queued -= size;
-                flow.send(way, bytes);
-            }),
+            (Ok(Some(departure)), _) => {
+                let held = flow.hold(vec![departure], now, size, move |flow| {
+                    flow.memory.lane(way).queued -= size;
+                    flow.send(way, bytes);
+                });
+                if !held {
+                    flow.memory.lane(way).queued -= size;
+                }
+            }
         }
     }
 }

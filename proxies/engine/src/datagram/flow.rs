@@ -86,18 +86,18 @@ impl<M: Default + Send + Sync + 'static> Flow<M> {
     }
 
     /// Holds something back until the delays have passed one after another, counted from `since`, or their rules are lifted. `size`
-    /// is how many bytes wait; past a limit the whole is dropped, as a network does, and that is recorded once.
+    /// is how many bytes wait; past a limit the whole is dropped, as a network does, and that is recorded once. False if it was.
     pub fn hold(
         self: &Arc<Self>,
         delays: Vec<(Arc<ArmedRule>, Duration)>,
         since: Instant,
         size: usize,
         then: impl FnOnce(Arc<Self>) + Send + 'static,
-    ) {
+    ) -> bool {
         let flow = self.clone();
         self.shared
             .line
-            .hold(delays, since, size, Box::new(move || then(flow)));
+            .hold(delays, since, size, Box::new(move || then(flow)))
     }
 
     fn socket(&self, way: Way) -> &UdpSocket {

@@ -67,14 +67,15 @@ impl Line {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls `then` when the delays have passed one after another, counted from `since`; each ends early if its rule is lifted.
+    /// Calls `then` when the delays have passed one after another, counted from `since`; each ends early if its rule is lifted. False if
+    /// there is no room: `then` is dropped.
     pub(super) fn hold(
         &self,
         delays: Vec<(Arc<ArmedRule>, Duration)>,
         since: Instant,
         size: usize,
         then: Then,
-    ) {
+    ) -> bool {
         let size = size + OVERHEAD;
         if self.held.fetch_add(size, Ordering::Relaxed) + size > MOST_BYTES {
             self.held.fetch_sub(size, Ordering::Relaxed);
@@ -87,7 +88,7 @@ impl Line {
                     fields: json!({"error": error.to_string()}),
                 });
             }
-            return;
+            return false;
         }
         let waiting = Waiting {
             delays: delays.into(),
@@ -99,6 +100,7 @@ impl Line {
             Some(ready) => self.release(ready),
             None => self.changed.notify_one(),
         }
+        true
     }
 
     fn release(&self, waiting: Waiting) {

@@ -251,12 +251,15 @@ impl<H: Datagrams> Clients<H> {
             return Some(entry.flow.clone());
         }
         if self.flows.len() >= self.most {
-            self.evict();
+            self.evict("more clients at once than there may be flows");
         }
-        let opened = Flow::open(&self.shared, peer).or_else(|_| {
-            // EMFILE, ENFILE: room can be made.
-            self.evict();
-            Flow::open(&self.shared, peer)
+        let opened = Flow::open(&self.shared, peer).or_else(|e| match e.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => {
+                // Room can be made.
+                self.evict("no descriptor is left");
+                Flow::open(&self.shared, peer)
+            }
+            _ => Err(e),
         });
         match opened {
             Ok(flow) => {
@@ -285,10 +288,10 @@ impl<H: Datagrams> Clients<H> {
     }
 
     /// Ends the sixteenth of the flows that was used longest ago. Says so once: a reply that is still to come on one of them is lost.
-    fn evict(&mut self) {
+    fn evict(&mut self, why: &str) {
         if !self.shared.evicted.swap(true, Ordering::Relaxed) {
             let text = format!(
-                "more than {} clients at once; the flow that was silent longest ends for each new one",
+                "{why} ({}); those that were silent longest end for new ones",
                 self.flows.len()
             );
             self.shared
@@ -303,7 +306,8 @@ impl<H: Datagrams> Clients<H> {
         let limit = *limit;
         let mut surplus = nth + 1;
         self.flows.retain(|_, entry| {
-            let goes = surplus > 0 && entry.flow.last_used() <= limit;
+            // What a rule holds back is still to come out.
+            let goes = surplus > 0 && entry.flow.last_used() <= limit && !entry.is_held();
             surplus -= usize::from(goes);
             !goes
         });

@@ -29,6 +29,8 @@ pub enum Step {
     Pass(usize),
     /// This many bytes belong to a command that never reaches the server.
     Discard(usize),
+    /// Where a command ends that never reaches the server is not known.
+    Endless(Malformed),
     /// Everything goes to the server unseen.
     Raw,
     /// A command that a rule may mean.
@@ -100,14 +102,22 @@ impl Requests {
         session: &mut Session,
         interested: Option<&dyn Fn(&str) -> bool>,
     ) -> Result<Step, Malformed> {
-        if session.raw_client {
+        // The rest of a command that the server must not see stays away from it, whatever else is not understood by now.
+        let discard = self.discard && !self.rest.is_over();
+        if session.raw_client && !discard {
             return Ok(Step::Raw);
         }
+        if discard {
+            return Ok(match self.rest.skip(buf) {
+                Ok(0) => Step::More,
+                Ok(n) => Step::Discard(n),
+                Err(why) => Step::Endless(why),
+            });
+        }
         if !self.rest.is_over() {
-            return Ok(match (self.rest.skip(buf)?, self.discard) {
-                (0, _) => Step::More,
-                (n, true) => Step::Discard(n),
-                (n, false) => Step::Pass(n),
+            return Ok(match self.rest.skip(buf)? {
+                0 => Step::More,
+                n => Step::Pass(n),
             });
         }
         self.discard = false;

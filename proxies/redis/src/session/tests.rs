@@ -31,6 +31,7 @@ impl Talk {
                 Step::More => return self.hears(),
                 Step::Pass(n) => self.to_server.extend(self.from_client.drain(..n)),
                 Step::Discard(n) => drop(self.from_client.drain(..n)),
+                Step::Endless(why) => panic!("{}", why.0),
                 Step::Raw => {
                     let all = std::mem::take(&mut self.from_client);
                     self.to_server.extend(all);
@@ -419,4 +420,36 @@ fn lists_of_nodes_lead_through_the_proxies_in_their_turn() {
     let mut talk = Talk::default();
     talk.says(asks, &pass).answers(&said);
     assert_eq!(talk.heard(), said);
+}
+
+#[test]
+fn the_rest_of_a_denied_command_stays_away_when_all_else_goes_raw() {
+    let mut talk = Talk::default();
+    let value = "x".repeat(2 << 20);
+    let begun = format!(
+        "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n{value}",
+        value.len() + 4
+    );
+    talk.says(&begun, &deny("SET"));
+    talk.session.raw_client = true;
+    talk.says("rest\r\n", &|_| None);
+    assert_eq!(talk.to_server, b"");
+    talk.says("PING\r\n", &|_| None);
+    assert_eq!(talk.to_server, b"PING\r\n");
+}
+
+#[test]
+fn where_a_denied_command_ends_may_be_unknown() {
+    let mut talk = Talk::default();
+    let value = "x".repeat(2 << 20);
+    let begun = format!("*4\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n{value}", value.len());
+    talk.says(&begun, &deny("SET"));
+    let step = talk
+        .requests
+        .next(b"\r\n?no length\r\n", &mut talk.session, None);
+    assert!(matches!(step, Ok(Step::Discard(2))), "{step:?}");
+    let step = talk
+        .requests
+        .next(b"?no length\r\n", &mut talk.session, None);
+    assert!(matches!(step, Ok(Step::Endless(_))), "{step:?}");
 }
