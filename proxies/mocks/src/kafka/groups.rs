@@ -34,6 +34,8 @@ pub(super) struct Member {
     waits: bool,
     /// It has joined the generation that is in the making.
     joined: bool,
+    /// Nobody has answered its join yet.
+    joining: bool,
     pub(super) assignment: Bytes,
 }
 
@@ -150,6 +152,7 @@ impl Group {
             seen: now,
             waits: true,
             joined: true,
+            joining: true,
             assignment,
         };
         if !matches!(self.state, State::Preparing { .. }) {
@@ -159,10 +162,12 @@ impl Group {
         Ok(Joined::Wait(id, self.generation))
     }
 
-    /// Begins a new generation: all must join again.
+    /// Begins a new generation: all must join again, but for those that wait for an answer: it is the last generation's, which is over, and
+    /// they have nothing else to ask.
     fn prepare(&mut self, now: Instant, wait: Duration) {
         for member in self.members.values_mut() {
-            member.joined = false;
+            member.joined = member.joining;
+            member.waits = member.joining;
         }
         let patience = self.members.values().map(|m| m.rebalance).max();
         // A year is as good as for ever, and an instant cannot hold much more.
@@ -212,6 +217,13 @@ impl Group {
         }
         self.state = State::Completing;
         true
+    }
+
+    /// The member's join is being answered.
+    pub(super) fn answered(&mut self, member: &str) {
+        if let Some(member) = self.members.get_mut(member) {
+            member.joining = false;
+        }
     }
 
     /// When waiting members should look again, if nothing happens before.
@@ -363,6 +375,7 @@ mod tests {
         assert!(!group.complete(now));
         let later = now + FIRST_WAIT;
         assert!(group.complete(later));
+        group.answered("a");
         assert_eq!((group.generation, group.leader.as_str()), (1, "a"));
         group.assign(vec![("a".into(), Bytes::from_static(b"all"))]);
         assert_eq!(group.beat("a", 1, later), Ok(()));
@@ -378,6 +391,8 @@ mod tests {
             Ok(Joined::Wait("a".into(), 1))
         );
         assert!(group.complete(later));
+        group.answered("a");
+        group.answered("b");
         assert_eq!((group.generation, group.members.len()), (2, 2));
         assert_eq!(group.beat("a", 1, later), Err(code::ILLEGAL_GENERATION));
         // The second one falls silent.
@@ -387,5 +402,22 @@ mod tests {
         assert_eq!(group.members.len(), 1);
         group.leave("a", None, late).unwrap();
         assert_eq!(group.state_name(), "Empty");
+    }
+
+    #[test]
+    fn whose_answer_is_overtaken_by_the_next_generation_is_in_that_one() {
+        let (mut group, now) = (Group::default(), Instant::now());
+        for id in ["a", "b"] {
+            group.join(join("", false), id, now).unwrap();
+        }
+        let later = now + FIRST_WAIT;
+        assert!(group.complete(later));
+        // Only the first has had its answer when a third one comes.
+        group.answered("a");
+        group.join(join("", false), "c", later).unwrap();
+        assert!(!group.complete(later), "the first must join again");
+        group.join(join("a", false), "-", later).unwrap();
+        assert!(group.complete(later), "the second asks already");
+        assert_eq!((group.generation, group.members.len()), (2, 3));
     }
 }

@@ -98,6 +98,7 @@ impl Server {
                     true if group.generation > before
                         && !matches!(group.state, State::Preparing { .. }) =>
                     {
+                        group.answered(&member);
                         Some(generation(request, group, &member))
                     }
                     true => None,
