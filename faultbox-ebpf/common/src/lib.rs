@@ -111,7 +111,7 @@ pub struct Dial {
 }
 
 /// Flows from one service to another.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct CutKey {
     /// The slot of the sender.
@@ -247,8 +247,10 @@ pub mod lost {
     pub const STATS_FULL: u32 = 1;
     /// There was no memory to remember what a thread is in.
     pub const NO_MEMORY: u32 = 2;
+    /// The kernel did not run the program: on a kernel that may be preempted anywhere, another call had it running on this CPU.
+    pub const NOT_RUN: u32 = 3;
     /// How many causes there are.
-    pub const CAUSES: u32 = 3;
+    pub const CAUSES: u32 = 4;
 }
 
 /// What a record is about.

@@ -2,8 +2,8 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user_str_bytes};
-use aya_ebpf::macros::{btf_map, raw_tracepoint};
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::macros::{btf_map, fentry, fexit, raw_tracepoint};
+use aya_ebpf::programs::{FEntryContext, FExitContext, RawTracePointContext};
 use faultbox_ebpf_common::{CallKey, CallRecord, CallStats, OpenRecord, PATH, Service, bucket, kind, lost, want};
 
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -33,11 +33,38 @@ fn argument(registers: *const u8, index: u32) -> u64 {
     unsafe { bpf_probe_read_kernel(registers.wrapping_add(offset).cast::<u64>()) }.unwrap_or(0)
 }
 
+/// A system call begins: `long x64_sys_call(const struct pt_regs *regs, unsigned int nr)`, arch/x86/entry/syscall_64.c.
+#[fentry(function = "x64_sys_call")]
+pub fn called(context: FEntryContext) -> i32 {
+    if let Some(thread) = thread() {
+        // Not so when the kernel may be preempted, and then does not run a program on a CPU where it is running.
+        if thread.nr != NONE {
+            stream::lose(&thread.service, lost::NOT_RUN);
+        }
+        let nr: u32 = context.arg(1);
+        entered(thread, nr.into(), context.arg(0));
+    }
+    0
+}
+
+/// It returns: behind the arguments stands what it returns.
+#[fexit(function = "x64_sys_call")]
+pub fn done(context: FExitContext) -> i32 {
+    if let Some(mut thread) = THREADS.get() {
+        // SAFETY: as in `thread`.
+        let thread = unsafe { thread.as_mut() };
+        if !returned(thread, context.arg(2)) && thread.service.slot != 0 {
+            stream::lose(&thread.service, lost::NOT_RUN);
+        }
+    }
+    0
+}
+
 /// A system call begins: `(struct pt_regs *regs, long id)`, include/trace/events/syscalls.h.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn enter(context: RawTracePointContext) -> i32 {
     if let Some(thread) = thread() {
-        entered(thread, &context);
+        entered(thread, context.arg(1), context.arg(0));
     }
     0
 }
@@ -77,11 +104,10 @@ fn thread() -> Option<&'static mut Thread> {
 }
 
 #[inline(always)]
-fn entered(thread: &mut Thread, context: &RawTracePointContext) {
-    thread.nr = context.arg(1);
+fn entered(thread: &mut Thread, nr: u64, registers: *const u8) {
+    thread.nr = nr;
     thread.path = 0;
     if thread.service.wants != 0 {
-        let registers: *const u8 = context.arg(0);
         if let Some(class) = CLASSES.get(thread.nr as u32) {
             if class.want & thread.service.wants != 0 {
                 thread.path = argument(registers, class.path);
@@ -98,7 +124,7 @@ fn entered(thread: &mut Thread, context: &RawTracePointContext) {
 
 const AT_FDCWD: i32 = -100;
 
-/// A system call returns: `(struct pt_regs *regs, long ret)`.
+/// It returns: `(struct pt_regs *regs, long ret)`.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn exit(context: RawTracePointContext) -> i32 {
     if let Some(mut thread) = THREADS.get() {
@@ -108,11 +134,12 @@ pub fn exit(context: RawTracePointContext) -> i32 {
     0
 }
 
+/// Counts the call that returns `value`; false if it is not known which.
 #[inline(always)]
-fn returned(thread: &mut Thread, value: i64) {
+fn returned(thread: &mut Thread, value: i64) -> bool {
     // A thread may return from what it entered before it was watched: clone(2) in the child, or a cgroup joined in mid-call.
     if thread.nr == NONE {
-        return;
+        return false;
     }
     // SAFETY: a helper without pointers. First, so that our own work is not counted as the call's.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -131,6 +158,7 @@ fn returned(thread: &mut Thread, value: i64) {
         }
     }
     thread.nr = NONE;
+    true
 }
 
 #[inline(always)]

@@ -50,9 +50,9 @@ pub static EPOCH: Array<u64, 1> = Array::new();
 #[btf_map]
 pub static STREAMS: ArrayOfMaps<RingBuf<u8, 4096>, { RINGS as usize }> = ArrayOfMaps::new();
 
-/// What was not counted or not streamed, by ring and cause.
+/// What was not counted or not streamed, by ring and cause; the last are of tests that have no ring.
 #[btf_map]
-pub static LOST: Array<u64, { (RINGS * lost::CAUSES) as usize }> = Array::new();
+pub static LOST: Array<u64, { ((RINGS + 1) * lost::CAUSES) as usize }> = Array::new();
 
 /// Destinations that lead to proxies.
 #[btf_map]

@@ -1,4 +1,4 @@
-//! Attaching a loaded program to a tracepoint: BPF_RAW_TRACEPOINT_OPEN of bpf(2).
+//! Attaching a loaded program to a tracepoint, or to the function that it was loaded for: BPF_RAW_TRACEPOINT_OPEN of bpf(2).
 
 use std::ffi::CStr;
 use std::io;
@@ -14,13 +14,13 @@ struct Attr {
     padding: u32,
 }
 
-/// Runs `program` at every passage of a raw tracepoint of the machine, for as long as what is returned is open.
+/// Runs `program` at every passage of a raw tracepoint of the machine, or without a name of its own function, for as long as what is returned is open.
 ///
 /// # Errors
 /// What bpf(2) says.
-pub fn attach(name: &CStr, program: &impl AsFd) -> io::Result<OwnedFd> {
+pub fn attach(name: Option<&CStr>, program: &impl AsFd) -> io::Result<OwnedFd> {
     let attr = Attr {
-        name: name.as_ptr() as u64,
+        name: name.map_or(0, |name| name.as_ptr() as u64),
         program: program.as_fd().as_raw_fd() as u32,
         padding: 0,
     };
@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn what_is_no_program_is_refused() {
         let file = std::fs::File::open("/dev/null").unwrap();
-        let error = attach(c"sys_enter", &file).unwrap_err();
+        let error = attach(Some(c"sys_enter"), &file).unwrap_err();
         let expected = [libc::EBADF, libc::EINVAL, libc::EPERM, libc::ENOSYS];
         assert!(
             error.raw_os_error().is_some_and(|e| expected.contains(&e)),

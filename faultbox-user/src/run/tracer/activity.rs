@@ -242,7 +242,7 @@ mod tests {
             got.bad_ends.keys().collect::<Vec<_>>(),
             ["SIGKILL", "exit 3"]
         );
-        let kinds: Vec<String> = log.since(0).into_iter().map(|e| e.kind).collect();
+        let kinds: Vec<String> = log.since(0).map(|e| e.kind.clone()).collect();
         assert_eq!(kinds, ["exit", "exit", "exit", "syscall"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Programs of tracepoints that the runner has loaded and the worker attaches and detaches, to see what they cost.
+//! Programs at system calls that the runner has loaded and the worker attaches and detaches, to see what they cost.
 
 use std::ffi::CString;
 use std::os::fd::{OwnedFd, RawFd};
@@ -6,20 +6,20 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::sys::{inherit, tracepoint};
 
-/// Programs by their tracepoints, and what keeps them attached.
+/// Programs, by their tracepoints if that is where they go, and what keeps them attached.
 #[derive(Default)]
 pub(super) struct Lent {
-    programs: Vec<(CString, OwnedFd)>,
+    programs: Vec<(Option<CString>, OwnedFd)>,
     attached: Mutex<Vec<OwnedFd>>,
 }
 
 impl Lent {
     /// Takes over what the runner has left open.
-    pub(super) fn take(programs: &[(String, RawFd)]) -> Result<Lent, String> {
-        let one = |(name, fd): &(String, RawFd)| {
-            let fd = inherit::take(*fd).map_err(|e| format!("program at `{name}`: {e}"))?;
-            let name = CString::new(name.as_str()).map_err(|e| e.to_string())?;
-            Ok((name, fd))
+    pub(super) fn take(programs: &[(Option<String>, RawFd)]) -> Result<Lent, String> {
+        let one = |(name, fd): &(Option<String>, RawFd)| {
+            let fd = inherit::take(*fd).map_err(|e| format!("a program of {name:?}: {e}"))?;
+            let name = name.as_deref().map(CString::new).transpose();
+            Ok((name.map_err(|e| e.to_string())?, fd))
         };
         Ok(Lent {
             programs: programs.iter().map(one).collect::<Result<_, String>>()?,
@@ -32,9 +32,9 @@ impl Lent {
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         match (on, attached.is_empty()) {
             (true, true) => {
-                let one = |(name, program): &(CString, OwnedFd)| {
-                    tracepoint::attach(name, program)
-                        .map_err(|e| format!("tracepoint {}: {e}", name.to_string_lossy()))
+                let one = |(name, program): &(Option<CString>, OwnedFd)| {
+                    tracepoint::attach(name.as_deref(), program)
+                        .map_err(|e| format!("the tracing of system calls: {e}"))
                 };
                 *attached = self.programs.iter().map(one).collect::<Result<_, _>>()?;
             }

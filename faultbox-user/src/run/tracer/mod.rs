@@ -8,7 +8,9 @@
 pub mod activity;
 pub mod addresses;
 mod btf;
+mod cuts;
 pub mod debug;
+mod hooks;
 mod lent;
 mod object;
 mod records;
@@ -24,8 +26,9 @@ use serde::{Deserialize, Serialize};
 use super::isolation::cgroup;
 use crate::spec::LoadedSpec;
 
+pub use cuts::{CutRule, Flow};
 pub use object::Kernel;
-pub use watch::{CutRule, Flow, Watch};
+pub use watch::Watch;
 
 /// A group of programs that is there or not as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -82,12 +85,11 @@ pub struct Share {
     pub features: Vec<Feature>,
     /// The index of its own ring; `None` if too many tests run at once.
     pub ring: Option<u32>,
-    /// Programs that are loaded and that the worker attaches when it wants: the tracepoint of each, and its descriptor.
-    pub lent: Vec<(String, RawFd)>,
+    /// Programs that are loaded and that the worker attaches when it wants: the tracepoint of each, if it has one, and its descriptor.
+    pub lent: Vec<(Option<String>, RawFd)>,
 }
 
-/// What the tests of a spec may need. The rest is not attached: while a tracepoint of system calls is in use, every process of the machine
-/// takes a longer way into the kernel.
+/// What the tests of a spec may need. The rest is not attached: what counts system calls is asked at those of every process of the machine.
 pub fn needed(spec: &LoadedSpec) -> Vec<Feature> {
     let streams = |kinds: &[&str]| kinds.iter().any(|kind| spec.streams().contains(kind));
     Feature::ALL

@@ -6,62 +6,20 @@ use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 
 use aya::maps::MapData;
-use aya::programs::links::CgroupAttachMode;
-use aya::programs::{
-    CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramType, RawTracePoint, SockOps,
-};
+use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
 use faultbox_ebpf_common::{CallClass, RINGS, want};
 
 use super::btf::Btf;
 use super::debug::{self, DebugLog, Listener};
+use super::hooks::{Hooks, PROGRAMS};
 use super::{Feature, Share};
 use crate::sys::{inherit, names};
 
 /// Built by `cargo xtask ebpf`, which also tells whether it is up to date.
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!("../../../../faultbox-ebpf/prebuilt/faultbox.bpf.o");
-
-/// How a program is attached.
-enum Hook {
-    /// To a tracepoint of the machine.
-    Tracepoint(&'static str),
-    /// To the run's cgroup.
-    Cgroup,
-}
-
-/// Every program of the object.
-const PROGRAMS: &[(Feature, &str, Hook)] = &[
-    (Feature::Calls, "enter", Hook::Tracepoint("sys_enter")),
-    (Feature::Calls, "exit", Hook::Tracepoint("sys_exit")),
-    (
-        Feature::Processes,
-        "fork",
-        Hook::Tracepoint("sched_process_fork"),
-    ),
-    (
-        Feature::Processes,
-        "exec",
-        Hook::Tracepoint("sched_process_exec"),
-    ),
-    (
-        Feature::Processes,
-        "end",
-        Hook::Tracepoint("sched_process_exit"),
-    ),
-    (Feature::Dial, "connect4", Hook::Cgroup),
-    (Feature::Dial, "connect6", Hook::Cgroup),
-    (Feature::Dial, "sendmsg4", Hook::Cgroup),
-    (Feature::Dial, "sendmsg6", Hook::Cgroup),
-    (Feature::Dial, "recvmsg4", Hook::Cgroup),
-    (Feature::Dial, "recvmsg6", Hook::Cgroup),
-    (Feature::Dial, "getpeername4", Hook::Cgroup),
-    (Feature::Dial, "getpeername6", Hook::Cgroup),
-    (Feature::Sockets, "follow", Hook::Cgroup),
-    (Feature::Packets, "leaves", Hook::Cgroup),
-    (Feature::Packets, "arrives", Hook::Cgroup),
-];
 
 /// The maps that workers read and write.
 const SHARED: &[&str] = &[
@@ -94,7 +52,7 @@ pub struct Kernel {
     _ebpf: Ebpf,
     _log: Option<DebugLog>,
     maps: BTreeMap<String, OwnedFd>,
-    lent: Vec<(String, OwnedFd)>,
+    lent: Vec<(Option<String>, OwnedFd)>,
     features: Vec<Feature>,
     missing: Vec<(Feature, String)>,
 }
@@ -161,19 +119,19 @@ impl Kernel {
         if let Err(why) = refuses {
             missing.push((Feature::Refuse, why));
         }
-        let mut kept = vec![];
-        for (feature, name, hook) in PROGRAMS {
+        let mut hooks = Hooks::new(group, lent);
+        let at_calls = wanted
+            .contains(&Feature::Calls)
+            .then(|| hooks.calls(&mut ebpf));
+        if let Some(Err(why)) = at_calls {
+            missing.push((Feature::Calls, why));
+        }
+        for entry in PROGRAMS {
+            let (feature, ..) = entry;
             if !wanted.contains(feature) || missing.iter().any(|(f, _)| f == feature) {
                 continue;
             }
-            let attached = match ebpf.program_mut(name) {
-                Some(program) if lent == Some(*feature) => lend(program, hook)
-                    .map(|program| kept.push(program))
-                    .map_err(|e| explain(&*e)),
-                Some(program) => attach(program, hook, &group).map_err(|e| explain(&*e)),
-                None => Err(format!("the object has no program `{name}`")),
-            };
-            if let Err(why) = attached {
+            if let Err(why) = hooks.hang(&mut ebpf, entry, None) {
                 missing.push((*feature, why));
             }
         }
@@ -191,7 +149,7 @@ impl Kernel {
             _ebpf: ebpf,
             _log: log,
             maps,
-            lent: kept,
+            lent: hooks.lent(),
             features,
             missing,
         })
@@ -214,7 +172,7 @@ impl Kernel {
                 .lent
                 .iter()
                 .map(|(name, fd)| {
-                    inherit::allow(fd).map_err(|e| format!("program at `{name}`: {e}"))?;
+                    inherit::allow(fd).map_err(|e| format!("a program of {name:?}: {e}"))?;
                     Ok((name.clone(), fd.as_raw_fd()))
                 })
                 .collect::<Result<_, String>>()?,
@@ -279,58 +237,6 @@ fn classify(ebpf: &mut Ebpf) -> Result<(), String> {
     Ok(())
 }
 
-fn attach(
-    program: &mut Program,
-    hook: &Hook,
-    cgroup: &File,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let mode = CgroupAttachMode::Single;
-    match (program, hook) {
-        (Program::RawTracePoint(program), Hook::Tracepoint(name)) => {
-            let program: &mut RawTracePoint = program;
-            program.load()?;
-            program.attach(name)?;
-        }
-        (Program::CgroupSockAddr(program), Hook::Cgroup) => {
-            let program: &mut CgroupSockAddr = program;
-            program.load()?;
-            program.attach(cgroup, mode)?;
-        }
-        (Program::SockOps(program), Hook::Cgroup) => {
-            let program: &mut SockOps = program;
-            program.load()?;
-            program.attach(cgroup, mode)?;
-        }
-        (Program::CgroupSkb(program), Hook::Cgroup) => {
-            let program: &mut CgroupSkb = program;
-            program.load()?;
-            let kind = program
-                .expected_attach_type()
-                .unwrap_or(CgroupSkbAttachType::Egress);
-            program.attach(cgroup, kind, mode)?;
-        }
-        _ => return Err("the program is not of the kind that its hook takes".into()),
-    }
-    Ok(())
-}
-
-/// Loads a program of a tracepoint without attaching it.
-fn lend(
-    program: &mut Program,
-    hook: &Hook,
-) -> Result<(String, OwnedFd), Box<dyn std::error::Error>> {
-    match (program, hook) {
-        (Program::RawTracePoint(program), Hook::Tracepoint(name)) => {
-            program.load()?;
-            Ok((
-                (*name).to_owned(),
-                program.fd()?.as_fd().try_clone_to_owned()?,
-            ))
-        }
-        _ => Err("only programs of tracepoints can be attached by a worker".into()),
-    }
-}
-
 /// Duplicates of the shared maps' descriptors.
 fn share(ebpf: &Ebpf) -> Result<BTreeMap<String, OwnedFd>, String> {
     SHARED
@@ -363,7 +269,7 @@ fn data(map: &aya::maps::Map) -> &MapData {
 
 /// An error with its causes: aya's own says what failed, the last one why. The verifier's log, which may be a thousand lines, is cut
 /// to its end.
-fn explain(error: &dyn std::error::Error) -> String {
+pub(super) fn explain(error: &dyn std::error::Error) -> String {
     const MOST: usize = 2_000;
     let mut text = error.to_string();
     let mut cause = error.source();

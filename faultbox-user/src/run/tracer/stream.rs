@@ -9,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use aya::maps::{ArrayOfMaps, Map, MapData, RingBuf};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 
+use faultbox_ebpf_common::RINGS;
+
 use super::watch::wrong;
 
 /// The ring's size: 8 MiB hold 60 000 records of 128 bytes, or 25 000 that name a file: what a machine whose cores are all busy does
@@ -35,7 +37,7 @@ impl Stream {
     /// # Errors
     /// The map is not what it should be, as a lower-case fragment.
     pub fn new(place: Option<(u32, MapData)>) -> Result<Stream, String> {
-        let index = place.as_ref().map_or(0, |(index, _)| *index);
+        let index = place.as_ref().map_or(RINGS, |(index, _)| *index);
         let places = place
             .map(|(_, map)| ArrayOfMaps::try_from(Map::ArrayOfMaps(map)))
             .transpose()
@@ -46,7 +48,7 @@ impl Stream {
         })
     }
 
-    /// Its place; losses are counted under it, too.
+    /// Its place; losses are counted under it, too. All tests that have none count theirs under one behind the last.
     pub fn index(&self) -> u32 {
         self.index
     }

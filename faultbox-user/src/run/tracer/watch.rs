@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aya::maps::{Array, HashMap as KernelHash, Map, MapData, MapError, PerCpuHashMap};
 use faultbox_contract::Transport;
 use faultbox_ebpf_common::{
-    BUCKETS, BY_PROXY, CallKey, CallStats, Cut, CutKey, PortKey, REFUSALS, Redirect, RedirectKey,
+    BUCKETS, BY_PROXY, CallKey, CallStats, CutKey, PortKey, REFUSALS, Redirect, RedirectKey,
     Refusal, Refusals, Service, bucket_bounds, lost, want,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use serde_json::Value;
 
 use super::addresses::{address, ways_to, words};
+use super::cuts::{CutRule, Cuts, Flow};
 use super::lent::Lent;
 use super::records;
 use super::stream::{RING_BYTES, SMALL_RING_BYTES, Stream};
@@ -30,10 +31,7 @@ use crate::sys::{inherit, names};
 /// How many services one test may have: slots are numbered so that no two tests of a run share one.
 const SERVICES_PER_TEST: u32 = 1024;
 
-/// A draw has 53 bits; a threshold above all draws takes every packet.
-const EVERY: u64 = 1 << 53;
-
-type Hash<K, V> = KernelHash<MapData, K, V>;
+pub(super) type Hash<K, V> = KernelHash<MapData, K, V>;
 
 /// A worker's part of the kernel's tables.
 pub struct Watch {
@@ -55,14 +53,15 @@ struct Tables {
     changes: u32,
     redirects: Hash<RedirectKey, Redirect>,
     ports: Hash<PortKey, u32>,
-    cuts: Hash<CutKey, Cut>,
+    cuts: Cuts,
     armed: Array<MapData, u64>,
     refusals: Hash<u32, Refusals>,
     refused: Hash<u64, u64>,
     stats: PerCpuHashMap<MapData, CallKey, CallStats>,
     lost: Array<MapData, u64>,
-    /// The cuts of this worker, oldest first. The kernel knows the newest of each flow.
-    stack: Vec<CutRule>,
+    /// What the counters of losses showed at the beginning: the test before us may have had the same ring, and tests without one share
+    /// their counters.
+    lost_before: [u64; lost::CAUSES as usize],
     /// The refusing rules of this worker, oldest first.
     refusing: Vec<RefusingRule>,
     /// What is told of a rule that refused; kept when it is lifted, because its last records may still be on their way.
@@ -74,30 +73,6 @@ struct Told {
     fault: String,
     label: Option<String>,
     errno: &'static str,
-}
-
-/// Packets from one service to another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flow {
-    /// The sender.
-    pub from: String,
-    /// The receiver.
-    pub to: String,
-}
-
-/// What happens to some flows.
-#[derive(Debug, Clone)]
-pub struct CutRule {
-    /// Unique in the test.
-    pub id: u64,
-    /// The flows it concerns.
-    pub flows: Vec<Flow>,
-    /// The chance that a packet is lost; `None`: every packet is.
-    pub probability: Option<f64>,
-    /// What the draws depend on.
-    pub seed: u64,
-    /// New connections are refused with this errno instead of timing out.
-    pub refuse: Option<i32>,
 }
 
 #[derive(Debug, Clone)]
@@ -149,14 +124,14 @@ impl Watch {
             redirects: hash("REDIRECTS", take("REDIRECTS")?)?,
             ports: KernelHash::try_from(Map::LruHashMap(take("PORTS")?))
                 .map_err(|e| wrong("PORTS", &e))?,
-            cuts: hash("CUTS", take("CUTS")?)?,
+            cuts: Cuts::new(hash("CUTS", take("CUTS")?)?),
             armed: array("ARMED", take("ARMED")?)?,
             refusals: hash("REFUSALS", take("REFUSALS")?)?,
             refused: hash("REFUSED", take("REFUSED")?)?,
             stats: PerCpuHashMap::try_from(Map::PerCpuHashMap(take("STATS")?))
                 .map_err(|e| wrong("STATS", &e))?,
             lost: array("LOST", take("LOST")?)?,
-            stack: vec![],
+            lost_before: [0; lost::CAUSES as usize],
             refusing: vec![],
             told: HashMap::new(),
         };
@@ -182,7 +157,8 @@ impl Watch {
             sink,
             lent,
         });
-        watch.forget_losses();
+        let before = watch.losses();
+        watch.tables().lost_before = before;
         if watch.stream.is_possible() && !streams.is_empty() {
             watch.open(RING_BYTES)?;
         }
@@ -308,17 +284,9 @@ impl Watch {
     /// # Errors
     /// A service that is not known, or no room in the kernel; nothing is in force then.
     pub fn cut(&self, rule: CutRule) -> Result<(), String> {
-        let flows = self.keys(&rule)?;
-        let id = rule.id;
+        let keys = self.keys(&rule)?;
         let mut tables = self.tables();
-        tables.stack.push(rule);
-        for key in flows {
-            if let Err(e) = tables.refresh(self, key) {
-                drop(tables);
-                self.heal(id);
-                return Err(e);
-            }
-        }
+        tables.cuts.put(rule, keys)?;
         // From now on packets are looked at, for the rest of the run: to take that back would need to know that no other test of it
         // is just about to cut something, too.
         tables.armed.set(0, 1, 0).map_err(|e| wrong("ARMED", &e))
@@ -326,21 +294,12 @@ impl Watch {
 
     /// Lifts a cut and says how many packets it took. The flows fall back to the cut before it, or are whole again.
     pub fn heal(&self, id: u64) -> u64 {
-        let mut tables = self.tables();
-        let Some(at) = tables.stack.iter().position(|r| r.id == id) else {
-            return 0;
-        };
-        let dropped = tables.dropped(self, id);
-        let rule = tables.stack.remove(at);
-        for key in self.keys(&rule).unwrap_or_default() {
-            let _ = tables.refresh(self, key);
-        }
-        dropped
+        self.tables().cuts.lift(id)
     }
 
-    /// How many packets a cut has taken, while it is the newest of its flows.
+    /// How many packets a cut has taken.
     pub fn dropped(&self, id: u64) -> u64 {
-        self.tables().dropped(self, id)
+        self.tables().cuts.dropped(id)
     }
 
     /// Refuses a service's connects to the rule's `dest` with its errno from now on, and reports each as the rule's hit, for which it
@@ -463,33 +422,31 @@ impl Watch {
         Ok(())
     }
 
-    /// How many records and counts were lost, by cause: (ring full, tables full).
+    /// How many records and counts were lost, by cause: (ring full, not counted).
     pub fn lost(&self) -> (u64, u64) {
-        let tables = self.tables();
-        let count = |cause: u32| {
-            let at = self.stream.index() * lost::CAUSES + cause;
-            tables.lost.get(&at, 0).unwrap_or(0)
-        };
+        let losses = self.losses();
+        let before = self.tables().lost_before;
+        let of = |cause: u32| losses[cause as usize].saturating_sub(before[cause as usize]);
         (
-            count(lost::RING_FULL),
-            count(lost::STATS_FULL) + count(lost::NO_MEMORY),
+            of(lost::RING_FULL),
+            of(lost::STATS_FULL) + of(lost::NO_MEMORY) + of(lost::NOT_RUN),
         )
     }
 
-    /// The test before us may have had the same ring.
-    fn forget_losses(&self) {
-        let mut tables = self.tables();
-        for cause in 0..lost::CAUSES {
+    /// What the counters show.
+    fn losses(&self) -> [u64; lost::CAUSES as usize] {
+        let tables = self.tables();
+        let of = |cause| {
             let at = self.stream.index() * lost::CAUSES + cause;
-            let _ = tables.lost.set(at, 0, 0);
-        }
+            tables.lost.get(&at, 0).unwrap_or(0)
+        };
+        std::array::from_fn(|cause| of(cause as u32))
     }
 
     /// Takes everything of this worker out of the tables again, so that a long run does not fill them.
     pub fn withdraw(&self) {
         let mine = |slot: u32| self.names.contains_key(&(slot & !BY_PROXY));
         let mut tables = self.tables();
-        tables.stack.clear();
         withdraw(&mut tables.services, |_, s: &Service| {
             s.worker == self.worker
         });
@@ -499,7 +456,7 @@ impl Watch {
             k.worker == self.worker
         });
         withdraw(&mut tables.ports, |k: &PortKey, _| k.worker == self.worker);
-        withdraw(&mut tables.cuts, |k: &CutKey, _| mine(k.from));
+        tables.cuts.withdraw(mine);
         withdraw(&mut tables.refusals, |slot: &u32, _| mine(*slot));
         withdraw(&mut tables.refused, |rule: &u64, _| {
             rule >> 32 == u64::from(self.worker)
@@ -545,46 +502,6 @@ impl Tables {
         // Workers share the map, and must not write what another has written before.
         let epoch = u64::from(worker + 1) << 32 | u64::from(self.changes);
         self.epoch.set(0, epoch, 0).map_err(|e| wrong("EPOCH", &e))
-    }
-
-    /// Tells the kernel about the newest cut of a flow.
-    fn refresh(&mut self, watch: &Watch, key: CutKey) -> Result<(), String> {
-        let newest = self
-            .stack
-            .iter()
-            .rev()
-            .find(|r| watch.keys(r).is_ok_and(|keys| keys.contains(&key)));
-        let Some(rule) = newest else {
-            return match self.cuts.remove(&key) {
-                Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-                Err(e) => Err(wrong("CUTS", &e)),
-            };
-        };
-        let cut = Cut {
-            below: match rule.probability {
-                None => EVERY,
-                // 53 bits: the mantissa of an f64.
-                Some(p) => (p.clamp(0.0, 1.0) * EVERY as f64) as u64,
-            },
-            seed: rule.seed,
-            refuse: rule.refuse.map_or(0, i32::unsigned_abs),
-            ..Cut::default()
-        };
-        self.cuts.insert(key, cut, 0).map_err(|e| wrong("CUTS", &e))
-    }
-
-    fn dropped(&self, watch: &Watch, id: u64) -> u64 {
-        let Some(rule) = self.stack.iter().find(|r| r.id == id) else {
-            return 0;
-        };
-        watch
-            .keys(rule)
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|key| self.cuts.get(key, 0).ok())
-            .filter(|cut| cut.seed == rule.seed)
-            .map(|cut| cut.dropped)
-            .sum()
     }
 
     fn write_refusals(&mut self, slot: u32) -> Result<(), String> {
@@ -709,7 +626,10 @@ fn array<V: aya::Pod>(name: &str, data: MapData) -> Result<Array<MapData, V>, St
     Array::try_from(Map::Array(data)).map_err(|e| wrong(name, &e))
 }
 
-fn withdraw<K: aya::Pod, V: aya::Pod>(map: &mut Hash<K, V>, mine: impl Fn(&K, &V) -> bool) {
+pub(super) fn withdraw<K: aya::Pod, V: aya::Pod>(
+    map: &mut Hash<K, V>,
+    mine: impl Fn(&K, &V) -> bool,
+) {
     let keys: Vec<K> = map
         .iter()
         .filter_map(Result::ok)
