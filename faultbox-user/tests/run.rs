@@ -200,6 +200,29 @@ def test_a():
 }
 
 #[test]
+fn a_seed_that_does_not_end_is_the_specs_fault_and_may_be_interrupted() {
+    let bench = Bench::new(
+        r#"
+service("s", "/bin/sleep", args=["300"], seed=lambda: sleep("200s"))
+test("quick", body=lambda: None, timeout="300ms")
+test("patient", body=lambda: None, timeout="100s")
+"#,
+    );
+    let report = bench.run(&["--test", "quick"]);
+    report.expect("quick", "error");
+    assert_eq!(
+        report.reason("quick"),
+        "the seed of service `s` did not end within 300ms, the test's time-out"
+    );
+    let mut run = bench.start(&["--test", "patient"]);
+    let _running = run.traces(1);
+    let began = std::time::Instant::now();
+    run.signal(Signal::SIGINT);
+    run.finish().expect("patient", "interrupted");
+    assert!(began.elapsed().as_secs() < 60);
+}
+
+#[test]
 fn missing_binaries_are_all_named_before_anything_starts() {
     let bench = Bench::new(
         r#"

@@ -508,7 +508,7 @@ fn existing_connections_are_severed_when_asked() {
         upstream.read(&mut [0]).unwrap_err().kind(),
         std::io::ErrorKind::ConnectionReset
     );
-    assert!(s.log.since(0).iter().any(|e| e.kind == "connection_reset"));
+    assert!(s.log.since(0).any(|e| e.kind == "connection_reset"));
 }
 
 /// The filter before exec traps even what the loader and the child's last steps themselves call.
@@ -680,6 +680,27 @@ fn a_ring_that_exists_already_is_named() {
 
     let s = with_io_uring(IoUring::Allow, &["keep"]);
     s.arm(&[&s.rule("fsync", &["fsync"], deny("EIO"))]);
+}
+
+#[test]
+fn threads_with_different_filters_of_their_own_are_all_armed_also_the_sleeping() {
+    let Some(()) = ptrace_allowed() else { return };
+    let s = Service::start(&compile_c("diverged.c", &["-pthread"]), &[]);
+    s.until("it is up", || s.output() == "up\nup\n");
+    let main = format!("/proc/{}/syscall", s.pid);
+    let waits = faultbox::sys::names::syscall_number("epoll_wait")
+        .or(faultbox::sys::names::syscall_number("epoll_pwait"));
+    s.until("it waits", || {
+        let now = std::fs::read_to_string(&main).unwrap_or_default();
+        now.split(' ').next().and_then(|nr| nr.parse().ok()) == waits
+    });
+    let rule = s.rule("fsync", &["fsync"], deny("EIO"));
+    s.arm(&[&rule]);
+    let pid = nix::unistd::Pid::from_raw(s.pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
+    let expected = format!("woken 1 fsync -1 errno {}\n", libc::EIO);
+    s.until("it is woken", || s.output().ends_with(&expected));
+    assert_eq!(rule.hits(), 1);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod spill;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -36,7 +36,7 @@ pub struct EventLog {
 #[derive(Debug)]
 struct Inner {
     /// The first `cap` events.
-    events: Vec<Event>,
+    events: Vec<Arc<Event>>,
     cap: usize,
     /// All later ones.
     spill: Option<Spill>,
@@ -139,17 +139,22 @@ impl EventLog {
         self.lock().dropped += count;
     }
 
-    /// Everything recorded since the event after `seq` (0: everything).
-    pub fn since(&self, seq: u64) -> Vec<Event> {
+    /// Everything recorded so far since the event after `seq` (0: everything), read as it is asked for: millions of events need not fit into
+    /// memory, and who records does not wait for who reads.
+    pub fn since(&self, seq: u64) -> impl Iterator<Item = Arc<Event>> + use<> {
         let inner = self.lock();
         let from = inner.events.partition_point(|e| e.seq <= seq);
-        let mut found = inner.events[from..].to_vec();
-        if let Some(spill) = &inner.spill
-            && seq < inner.next
-        {
-            spill.since(seq, &mut found);
-        }
+        let found = inner.events[from..].to_vec();
+        let spill = inner.spill.as_ref().filter(|_| seq < inner.next);
+        let more = spill.and_then(|spill| spill.since(seq));
         found
+            .into_iter()
+            .chain(more.into_iter().flatten().map(Arc::new))
+    }
+
+    /// The number of the last event; 0 if there is none.
+    pub fn last_seq(&self) -> u64 {
+        self.lock().next
     }
 
     /// How many events were lost: because the disk was full, or on their way here. A run that lost any cannot claim "X never happened".
@@ -181,7 +186,7 @@ impl EventLog {
 impl Inner {
     fn push(&mut self, event: Event) -> bool {
         if self.events.len() < self.cap {
-            self.events.push(event);
+            self.events.push(Arc::new(event));
             return true;
         }
         if self.spill.is_none() {
@@ -203,8 +208,8 @@ mod tests {
         let log = EventLog::default();
         log.record("a", None, json!({"x": 1}));
         log.record("b", Some("db"), Value::Null);
-        assert_eq!(log.since(1).len(), 1);
-        assert_eq!(log.since(0)[0].fields["x"], 1);
+        assert_eq!(log.since(1).count(), 1);
+        assert_eq!(log.since(0).next().unwrap().fields["x"], 1);
         log.wait_past(1, Instant::now() + Duration::from_secs(5));
         let before = Instant::now();
         log.wait_past(2, before + Duration::from_millis(10));
@@ -220,10 +225,10 @@ mod tests {
         assert_eq!(log.lock().events.len(), 100);
         assert_eq!(log.dropped(), 0);
         for from in [0, 1, 99, 100, 101, 1123, 1124, 1125, 4999, 5000] {
-            let seen: Vec<u64> = log.since(from).iter().map(|e| e.seq).collect();
+            let seen: Vec<u64> = log.since(from).map(|e| e.seq).collect();
             assert_eq!(seen, (from + 1..=5000).collect::<Vec<_>>(), "since {from}");
         }
-        let last = &log.since(4999)[0];
+        let last = log.since(4999).next().unwrap();
         assert_eq!(last.fields["i"], 5000);
         assert_eq!(
             (last.kind.as_str(), last.service.as_deref()),
@@ -238,6 +243,6 @@ mod tests {
         for _ in 0..3 {
             log.record("n", None, Value::Null);
         }
-        assert_eq!((log.since(0).len(), log.dropped()), (1, 2));
+        assert_eq!((log.since(0).count(), log.dropped()), (1, 2));
     }
 }

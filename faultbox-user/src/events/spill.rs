@@ -1,9 +1,10 @@
 //! Events past the memory's share, on disk: one JSON array per line in a file without a name, so that nothing is left behind.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -17,10 +18,10 @@ const CAP: u64 = 1 << 30;
 /// Lines are gathered to this size before they are written.
 const BUFFER: usize = 64 << 10;
 
-/// The spilled part of a log.
+/// The spilled part of a log. What is not written when it is dropped need not be: the file has no name.
 #[derive(Debug)]
 pub struct Spill {
-    file: File,
+    file: Arc<File>,
     written: u64,
     buffer: Vec<u8>,
     count: u64,
@@ -35,7 +36,7 @@ impl Spill {
     /// The file cannot be created.
     pub fn create(dir: &Path) -> io::Result<Spill> {
         Ok(Spill {
-            file: tempfile::tempfile_in(dir)?,
+            file: Arc::new(tempfile::tempfile_in(dir)?),
             written: 0,
             buffer: vec![],
             count: 0,
@@ -78,29 +79,27 @@ impl Spill {
         Ok(())
     }
 
-    /// Appends everything recorded after `seq` to `into`.
-    pub fn since(&self, seq: u64, into: &mut Vec<Event>) {
+    /// Everything recorded after `seq` so far. It is read when it is asked for, and the log may go on growing meanwhile.
+    pub fn since(&self, seq: u64) -> Option<impl Iterator<Item = Event> + use<>> {
         let at = self.index.partition_point(|(first, _)| *first <= seq + 1);
-        let Some((_, offset)) = self.index.get(at.saturating_sub(1)) else {
-            return;
-        };
+        let (_, offset) = self.index.get(at.saturating_sub(1))?;
         let disk = Section {
-            file: &self.file,
+            file: self.file.clone(),
             at: (*offset).min(self.written),
             end: self.written,
         };
         let skip = usize::try_from(offset.saturating_sub(self.written)).unwrap_or(usize::MAX);
-        let memory = self.buffer.get(skip..).unwrap_or_default();
-        let lines = BufReader::with_capacity(BUFFER, disk)
-            .lines()
-            .map_while(Result::ok);
-        let more = memory.lines().map_while(Result::ok);
-        into.extend(
+        // What is not written yet: a buffer full at most.
+        let memory = self.buffer.get(skip..).unwrap_or_default().to_vec();
+        let lines = BufReader::with_capacity(BUFFER, disk).lines();
+        let more = io::Cursor::new(memory).lines();
+        Some(
             lines
-                .chain(more)
-                .filter_map(|l| parse(&l))
-                .filter(|e| e.seq > seq),
-        );
+                .map_while(Result::ok)
+                .chain(more.map_while(Result::ok))
+                .filter_map(|line| parse(&line))
+                .filter(move |event| event.seq > seq),
+        )
     }
 }
 
@@ -122,13 +121,13 @@ fn parse(line: &str) -> Option<Event> {
 }
 
 /// A part of a file, read without moving its cursor.
-struct Section<'a> {
-    file: &'a File,
+struct Section {
+    file: Arc<File>,
     at: u64,
     end: u64,
 }
 
-impl io::Read for Section<'_> {
+impl io::Read for Section {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.end - self.at)
             .unwrap_or(usize::MAX)
@@ -136,12 +135,5 @@ impl io::Read for Section<'_> {
         let n = self.file.read_at(&mut into[..most], self.at)?;
         self.at += n as u64;
         Ok(n)
-    }
-}
-
-impl Drop for Spill {
-    fn drop(&mut self) {
-        // Nothing to save: the file has no name. Said here because an unflushed buffer looks like a mistake.
-        let _ = self.file.flush();
     }
 }

@@ -1,6 +1,7 @@
 //! What a test reports: the one value that travels from the worker to the run, and that every report reads.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -107,6 +108,35 @@ pub struct TestReport {
     /// What each service did, if the run was to tell.
     #[serde(default)]
     pub activity: BTreeMap<String, Activity>,
+}
+
+impl TestReport {
+    /// Of a test that did not get as far as its services, or that no worker reported on.
+    pub fn bare(
+        name: String,
+        seed: u64,
+        outcome: Outcome,
+        reason: Reason,
+        took: Duration,
+    ) -> TestReport {
+        TestReport {
+            name,
+            outcome,
+            reason: Some(reason),
+            duration_ms: took.as_secs_f64() * 1e3,
+            body_ms: 0.0,
+            seed,
+            faults: vec![],
+            assertions: 0,
+            result: Value::Null,
+            prints: vec![],
+            notes: vec![],
+            logs: vec![],
+            interfaces: vec![],
+            syscalls: vec![],
+            activity: BTreeMap::new(),
+        }
+    }
 }
 
 /// Why a test did not pass.

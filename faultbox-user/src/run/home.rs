@@ -70,11 +70,10 @@ impl Home {
         })
     }
 
-    /// Has the janitor remove it, and waits for that.
-    pub(super) fn close(&mut self) {
-        if let Some(janitor) = self.janitor.take() {
-            janitor.finish();
-        }
+    /// Has the janitor remove it, and waits for that. What is left then, in words.
+    #[must_use]
+    pub(super) fn close(&mut self) -> Option<String> {
+        self.janitor.take().and_then(Janitor::finish)
     }
 }
 

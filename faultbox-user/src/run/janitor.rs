@@ -80,15 +80,21 @@ impl Janitor {
         })
     }
 
-    /// Lets it clean up and waits for it; if it has been killed, its work is done here.
-    pub fn finish(mut self) {
+    /// Lets it clean up and waits for it; if it has not, its work is done here. What is left then, in words.
+    pub fn finish(mut self) -> Option<String> {
         drop(self.child.stdin.take());
-        let tried = self
-            .child
-            .wait()
-            .is_ok_and(|status| status.code().is_some());
-        if !tried && let Ok(inventory) = read_inventory(&self.dir) {
-            sweep(&self.dir, &inventory);
+        if self.child.wait().is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let swept = read_inventory(&self.dir).map(|inventory| sweep(&self.dir, &inventory));
+        match swept {
+            Ok(true) => None,
+            Ok(false) => Some(format!(
+                "not everything of this run could be removed: see {} and its processes",
+                self.dir.display()
+            )),
+            Err(_) if !self.dir.exists() => None,
+            Err(e) => Some(format!("{} could not be removed: {e}", self.dir.display())),
         }
     }
 }

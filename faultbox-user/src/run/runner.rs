@@ -3,7 +3,7 @@
 //! One thread decides everything; it starts the workers, too, because a worker dies with the *thread* that started it. Readers of the workers'
 //! output and the signal reader only send it words.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -109,9 +109,16 @@ pub fn run(
     runner.drive();
     // Programs let go of the cgroup before the janitor removes it.
     runner.kernel = Err("the run is over".to_owned());
-    runner.home.close();
+    runner.notes.extend(runner.home.close());
     drop(signals);
     Ok(runner.finish(began))
+}
+
+/// What a worker has written to its standard error; the end of it, if it is long.
+fn last_words(scratch: &Path) -> String {
+    let said = std::fs::read(scratch.join("worker.stderr")).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said[said.len().saturating_sub(4096)..]);
+    said.trim().to_owned()
 }
 
 /// One test to run once.
@@ -122,6 +129,13 @@ struct Item {
     hidden: bool,
     baseline: Option<usize>,
     state: State,
+}
+
+impl Item {
+    /// A report of a test that no worker reported on.
+    fn unreported(&self, outcome: Outcome, reason: Reason, took: Duration) -> TestReport {
+        TestReport::bare(self.test.name.clone(), self.seed, outcome, reason, took)
+    }
 }
 
 enum State {
@@ -336,7 +350,10 @@ impl Runner<'_> {
                     .then(|| verdict::invalid(&report.name, report.outcome, report.reason.as_ref()))
             });
             match verdict {
-                Some(reason) => self.done(at, bare(&self.items[at], Outcome::Invalid, reason)),
+                Some(reason) => self.done(
+                    at,
+                    self.items[at].unreported(Outcome::Invalid, reason, Duration::ZERO),
+                ),
                 None => self.start(at),
             }
         }
@@ -367,7 +384,10 @@ impl Runner<'_> {
                     format!("its worker cannot be started: {e}"),
                     Blame::Environment,
                 );
-                self.done(at, bare(&self.items[at], Outcome::Error, reason));
+                self.done(
+                    at,
+                    self.items[at].unreported(Outcome::Error, reason, Duration::ZERO),
+                );
             }
         }
     }
@@ -473,7 +493,10 @@ impl Runner<'_> {
             .filter_map(|s| s.health.as_ref())
             .map(crate::plan::Health::timeout)
             .sum();
-        test.timeout + ready + self.stop_time() + WORKER_GRACE
+        // One after another, if each depends on the one before.
+        let seeded = services.iter().filter(|s| self.spec.is_seeded(&s.name));
+        let seeds: Duration = seeded.map(|_| test.timeout).sum();
+        test.timeout + ready + seeds + self.stop_time() + WORKER_GRACE
     }
 
     fn stop_time(&self) -> Duration {
@@ -524,7 +547,16 @@ impl Runner<'_> {
         }
         let at = worker.item;
         let mut report = match worker.report.take() {
-            Some(report) => *report,
+            Some(report) => {
+                // A panic, in a proxy for one, need not have kept it from a report, and must not go unsaid.
+                let said = last_words(&worker.scratch);
+                if !said.is_empty() {
+                    let test = &self.items[at].test.name;
+                    self.notes
+                        .push(format!("the process of test `{test}` said: {said}"));
+                }
+                *report
+            }
             None => self.obituary(&worker, status),
         };
         let _ = std::fs::remove_dir_all(&worker.scratch);
@@ -537,9 +569,7 @@ impl Runner<'_> {
         let item = &self.items[worker.item];
         if self.stopping {
             let reason = Reason::new("the run was interrupted", Blame::Environment);
-            let mut report = bare(item, Outcome::Interrupted, reason);
-            report.duration_ms = worker.began.elapsed().as_secs_f64() * 1e3;
-            return report;
+            return item.unreported(Outcome::Interrupted, reason, worker.began.elapsed());
         }
         let how = match (worker.hung, status) {
             (true, _) => "hung, and was killed".to_owned(),
@@ -573,10 +603,7 @@ impl Runner<'_> {
             format!("the worker process {how} before it could report"),
             blame,
         );
-        let said = std::fs::read(worker.scratch.join("worker.stderr")).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said[said.len().saturating_sub(4096)..])
-            .trim()
-            .to_owned();
+        let said = last_words(&worker.scratch);
         reason.help = match (said.is_empty(), killed) {
             (false, _) => Some(format!("it said: {said}")),
             (true, true) => {
@@ -584,9 +611,7 @@ impl Runner<'_> {
             }
             (true, false) => Some("this is a bug in faultbox: please report it".to_owned()),
         };
-        let mut report = bare(item, Outcome::Error, reason);
-        report.duration_ms = worker.began.elapsed().as_secs_f64() * 1e3;
-        report
+        item.unreported(Outcome::Error, reason, worker.began.elapsed())
     }
 
     fn done(&mut self, at: usize, report: TestReport) {
@@ -679,27 +704,6 @@ impl Runner<'_> {
             interrupted: self.interrupted,
             budgets: self.options.budgets.clone(),
         }
-    }
-}
-
-/// A report of a test that no worker reported on.
-fn bare(item: &Item, outcome: Outcome, reason: Reason) -> TestReport {
-    TestReport {
-        name: item.test.name.clone(),
-        outcome,
-        reason: Some(reason),
-        duration_ms: 0.0,
-        body_ms: 0.0,
-        seed: item.seed,
-        faults: vec![],
-        assertions: 0,
-        result: serde_json::Value::Null,
-        prints: vec![],
-        notes: vec![],
-        logs: vec![],
-        interfaces: vec![],
-        syscalls: vec![],
-        activity: BTreeMap::new(),
     }
 }
 

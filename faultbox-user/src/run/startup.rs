@@ -1,25 +1,32 @@
 //! Starting a test's services in the order of what they depend on, and stopping them in the opposite one.
 
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use super::host::{Managed, TestHost};
 use super::services::health::CommandSetting;
 use super::services::service::Stopped;
-use super::worker::BODY_STACK;
+use super::worker::{BODY_STACK, StopFlag};
 use crate::plan::report::Blame;
 use crate::plan::{Reason, ServiceDecl};
 use crate::spec::{Host, LoadedSpec, Transcript};
 
-/// Starts every service once those it depends on are ready and seeded; independent ones at the same time.
+/// How soon a seed function hears that the run wants to stop.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Starts every service once those it depends on are ready and seeded, for which each has `limit`; independent ones at the same time.
 ///
 /// # Errors
 /// The first that did not start, was not ready in time, or could not be seeded.
 pub(super) fn start(
-    spec: &LoadedSpec,
+    spec: &Arc<LoadedSpec>,
     host: &Arc<TestHost>,
-    transcript: &Transcript,
+    transcript: &Arc<Transcript>,
+    limit: Duration,
+    stop: &StopFlag,
 ) -> Result<(), Reason> {
     let progress = Mutex::new(Progress::default());
     let changed = Condvar::new();
@@ -32,7 +39,6 @@ pub(super) fn start(
                 if !wait_for(progress, changed, &decl.depends_on) {
                     return;
                 }
-                let dyn_host: Arc<dyn Host> = host.clone();
                 let local = host
                     .services()
                     .iter()
@@ -41,7 +47,7 @@ pub(super) fn start(
                     Some(managed) => host.bring_up(managed),
                     None => host.await_remote(decl),
                 }
-                .and_then(|()| spec.seed_service(&decl.name, dyn_host, transcript));
+                .and_then(|()| seed(spec, &host, transcript, &decl.name, limit, stop));
                 let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
                 match up {
                     Ok(()) => progress.ready.push(decl.name.clone()),
@@ -72,6 +78,55 @@ pub(super) fn start(
     {
         Some(reason) => Err(reason),
         None => Ok(()),
+    }
+}
+
+/// Calls the service's seed function, if it has one. A function cannot be stopped: the thread of one that takes too long ends with the
+/// process.
+fn seed(
+    spec: &Arc<LoadedSpec>,
+    host: &Arc<TestHost>,
+    transcript: &Arc<Transcript>,
+    service: &str,
+    limit: Duration,
+    stop: &StopFlag,
+) -> Result<(), Reason> {
+    if !spec.is_seeded(service) {
+        return Ok(());
+    }
+    let (said, heard) = channel();
+    let work = {
+        let (spec, transcript, service) = (spec.clone(), transcript.clone(), service.to_owned());
+        let host: Arc<dyn Host> = host.clone();
+        move || {
+            let _ = said.send(spec.seed_service(&service, host, &transcript));
+        }
+    };
+    std::thread::Builder::new()
+        .name(format!("seed {service}"))
+        .stack_size(BODY_STACK)
+        .spawn(work)
+        .map_err(|e| Reason::new(format!("cannot start a thread: {e}"), Blame::Environment))?;
+    let deadline = Instant::now() + limit;
+    loop {
+        match heard.recv_timeout(TICK) {
+            Ok(done) => return done,
+            Err(RecvTimeoutError::Disconnected) => {
+                let what = format!("the seed of service `{service}` has panicked");
+                return Err(Reason::new(what, Blame::Internal));
+            }
+            Err(RecvTimeoutError::Timeout) if stop.is_set() => {
+                return Err(Reason::new("interrupted", Blame::Environment));
+            }
+            Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => {
+                let what = format!(
+                    "the seed of service `{service}` did not end within {}, the test's time-out",
+                    faultbox_contract::duration::show(limit)
+                );
+                return Err(Reason::new(what, Blame::Test));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
     }
 }
 

@@ -80,7 +80,10 @@ pub fn trace(mut what: Traced<'_>) -> Result<Trace, RunError> {
         .take()
         .map(|file| Arc::new(Lines::to(file, COMMAND)));
     let mut traced = follow(&what, lines.as_ref(), &exe, &home, &signals);
-    home.close();
+    let left = home.close();
+    if let Ok(trace) = &mut traced {
+        trace.notes.extend(left);
+    }
     if let (Some(lines), Ok(trace)) = (lines, &mut traced)
         && let Err(e) = lines.finish()
     {
@@ -99,7 +102,8 @@ pub fn gauge() -> Result<Option<TraceCost>, RunError> {
     let exe = own_binary();
     let mut home = Home::create(&exe)?;
     let cost = prepare(&home, None).map(|prepared| measure(&exe, &prepared.gauge));
-    home.close();
+    // Whoever measures something has a run of its own, which says what it left.
+    let _ = home.close();
     cost
 }
 

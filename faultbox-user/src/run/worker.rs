@@ -8,7 +8,7 @@ use std::io::{self, BufRead, Read};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use faultbox_contract::SourceLookup;
@@ -157,11 +157,10 @@ pub struct StopFlag {
     set: AtomicBool,
     /// Who waits for the body.
     waiter: Mutex<Option<Sender<Word>>>,
-    changed: Condvar,
 }
 
 impl StopFlag {
-    fn is_set(&self) -> bool {
+    pub(super) fn is_set(&self) -> bool {
         self.set.load(Ordering::Relaxed)
     }
 
@@ -170,7 +169,6 @@ impl StopFlag {
         if let Some(waiter) = &*self.lock() {
             let _ = waiter.send(Word::Stop);
         }
-        self.changed.notify_all();
     }
 
     fn tell(&self, waiter: Sender<Word>) {
@@ -203,23 +201,8 @@ fn listen_for_stop(flag: Arc<StopFlag>) {
 
 /// A report of a test that did not get as far as its services.
 fn failed(job: &Job, began: Instant, reason: Reason) -> TestReport {
-    TestReport {
-        name: job.test.clone(),
-        outcome: Outcome::Error,
-        reason: Some(reason),
-        duration_ms: ms(began.elapsed()),
-        body_ms: 0.0,
-        seed: job.seed,
-        faults: vec![],
-        assertions: 0,
-        result: Value::Null,
-        prints: vec![],
-        notes: vec![],
-        logs: vec![],
-        interfaces: vec![],
-        syscalls: vec![],
-        activity: BTreeMap::new(),
-    }
+    let took = began.elapsed();
+    TestReport::bare(job.test.clone(), job.seed, Outcome::Error, reason, took)
 }
 
 fn ms(d: Duration) -> f64 {
@@ -473,7 +456,8 @@ impl<'a> Conductor<'a> {
         let began_body;
         let mut result = Value::Null;
         let mut body_took = Duration::ZERO;
-        let verdict = match startup::start(spec, &host, &self.transcript) {
+        let verdict = match startup::start(spec, &host, &self.transcript, test.timeout, &self.stop)
+        {
             Ok(()) => {
                 began_body = Instant::now();
                 let ending = self.run_body(spec, test, &host);

@@ -274,17 +274,21 @@ impl LoadedSpec {
         host: Arc<dyn Host>,
         transcript: &Transcript,
     ) -> Result<(), Reason> {
-        let seed = self
-            .world
-            .declared()
-            .services
-            .iter()
-            .find(|s| s.decl.name == service)
-            .and_then(|s| s.seed);
-        match seed {
+        match self.seed_of(service) {
             Some(seed) => run::call(&self.world, seed, host, transcript),
             None => Ok(()),
         }
+    }
+
+    /// Has the service a function that fills it?
+    pub fn is_seeded(&self, service: &str) -> bool {
+        self.seed_of(service).is_some()
+    }
+
+    fn seed_of(&self, service: &str) -> Option<context::FuncId> {
+        let declared = self.world.declared();
+        let service = declared.services.iter().find(|s| s.decl.name == service);
+        service.and_then(|s| s.seed)
     }
 
     /// Calls a function that a mock's route has, on this thread, while a test may run on another.

@@ -4,20 +4,16 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
 use std::time::{Duration, Instant};
 
-use libc::{c_int, c_ulong, sock_filter};
+use libc::{c_int, sock_filter};
 
 use super::pidfd;
 use super::ptrace::{self, Injection, Stop};
-use super::seccomp;
+use super::seccomp::{self, NOTIF_SET_FLAGS, SYNC_WAKE_UP};
 
 const FLAG_TSYNC: u64 = libc::SECCOMP_FILTER_FLAG_TSYNC;
 const FLAG_NEW_LISTENER: u64 = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
 const FLAG_TSYNC_ESRCH: u64 = libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
 const FLAG_WAIT_KILLABLE_RECV: u64 = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
-/// SECCOMP_IOCTL_NOTIF_SET_FLAGS = _IOW('!', 4, __u64).
-const IOCTL_NOTIF_SET_FLAGS: c_ulong = 0x4008_2104;
-/// SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP.
-const SYNC_WAKE_UP: c_ulong = 1;
 
 /// Can a seccomp filter hand calls to a supervisor? (5.0)
 ///
@@ -51,7 +47,7 @@ pub fn sync_wake_up() -> io::Result<()> {
     child(|| {
         let fd = listener(FLAG_NEW_LISTENER)?;
         // SAFETY: the request takes its argument by value, and `fd` is open.
-        match unsafe { libc::ioctl(fd, IOCTL_NOTIF_SET_FLAGS as _, SYNC_WAKE_UP) } {
+        match unsafe { libc::ioctl(fd, NOTIF_SET_FLAGS, SYNC_WAKE_UP) } {
             0 => Ok(()),
             _ => Err(errno()),
         }
@@ -163,7 +159,7 @@ fn with_sleeper(probe: impl FnOnce(libc::pid_t) -> io::Result<()>) -> io::Result
         0 => {
             // SAFETY: system calls without memory of ours. Should the parent have died before prctl, the alarm ends the child.
             unsafe {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong);
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
                 libc::alarm(60);
                 loop {
                     libc::pause();

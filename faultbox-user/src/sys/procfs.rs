@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 
 /// The threads of process `pid`; none if it is gone.
 pub fn threads(pid: i32) -> Vec<i32> {
-    numbers_in(format!("/proc/{pid}/task"))
+    numbers_in(format!("/proc/{pid}/task")).unwrap_or_default()
 }
 
-/// The open descriptors of process `pid`; none if it is gone or not ours to see.
-pub fn fds(pid: i32) -> Vec<i32> {
+/// The open descriptors of process `pid`.
+///
+/// # Errors
+/// The process is gone, or hides them from us.
+pub fn fds(pid: i32) -> io::Result<Vec<i32>> {
     numbers_in(format!("/proc/{pid}/fd"))
 }
 
@@ -21,7 +24,7 @@ pub fn io_uring(pid: i32) -> Option<String> {
             .read()
             .is_ok_and(|to| to.as_os_str() == "anon_inode:[io_uring]")
     };
-    if let Some(fd) = fds(pid).into_iter().find(ring) {
+    if let Some(fd) = fds(pid).unwrap_or_default().into_iter().find(ring) {
         return Some(format!("descriptor {fd}"));
     }
     // Its poller goes on without the descriptor (IORING_SETUP_SQPOLL); without one, a ring stands still unless it is entered.
@@ -43,14 +46,11 @@ pub fn is_io_worker(tid: i32) -> bool {
     flags.is_some_and(|flags| flags & IO_WORKER != 0)
 }
 
-fn numbers_in(dir: String) -> Vec<i32> {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return vec![];
-    };
-    entries
+fn numbers_in(dir: String) -> io::Result<Vec<i32>> {
+    Ok(fs::read_dir(dir)?
         .flatten()
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .collect()
+        .collect())
 }
 
 /// The value of `key` in /proc/`tid`/status.
@@ -186,7 +186,7 @@ mod tests {
     fn knows_this_process() {
         let pid = std::process::id() as i32;
         assert!(threads(pid).contains(&pid));
-        assert!(fds(pid).contains(&1));
+        assert!(fds(pid).unwrap().contains(&1));
         assert_eq!(tgid(pid).unwrap(), pid);
         assert_eq!(tracer(pid).unwrap_or(-1), 0);
         assert!(vdso(pid).unwrap() > 0);

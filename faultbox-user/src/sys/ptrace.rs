@@ -394,9 +394,3 @@ impl Injection {
 pub fn pause() {
     std::thread::sleep(Duration::from_micros(10));
 }
-
-/// Has the calling thread's sleeps end promptly, since whatever it traces stands still meanwhile.
-pub fn sleep_exactly() {
-    // SAFETY: takes values only.
-    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1, 0, 0, 0) };
-}

@@ -145,9 +145,9 @@ pub enum Answer {
 const ERESTARTNOINTR: i32 = 513;
 
 /// SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (6.6): hand the CPU over instead of waking another one.
-const SYNC_WAKE_UP: u64 = 1;
+pub(super) const SYNC_WAKE_UP: u64 = 1;
 /// SECCOMP_IOCTL_NOTIF_SET_FLAGS = SECCOMP_IOW(4, __u64).
-const NOTIF_SET_FLAGS: libc::Ioctl = 0x4008_2104;
+pub(super) const NOTIF_SET_FLAGS: libc::Ioctl = 0x4008_2104;
 /// SECCOMP_IOCTL_NOTIF_ID_VALID = SECCOMP_IOW(2, __u64), which early headers call IOR; kernels take both.
 const NOTIF_ID_VALID: libc::Ioctl = 0x4008_2102;
 

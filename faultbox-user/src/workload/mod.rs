@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use faultbox_contract::Kept;
 use serde::{Deserialize, Serialize};
 
+use crate::sys::wake::exact_timers;
+
 pub use pace::{Pace, Turn};
 pub use tally::{Slot, Summary, Tally};
 
@@ -191,6 +193,6 @@ pub fn sleep_until(due: Instant) {
     if due <= Instant::now() {
         return;
     }
-    let _ = nix::sys::prctl::set_timerslack(1);
+    exact_timers();
     std::thread::sleep(due.saturating_duration_since(Instant::now()));
 }

@@ -333,12 +333,8 @@ impl Service {
         !procfs::is_dead(self.pid)
     }
 
-    pub fn syscall_events(&self) -> Vec<Event> {
-        self.log
-            .since(0)
-            .into_iter()
-            .filter(|e| e.kind == "syscall")
-            .collect()
+    pub fn syscall_events(&self) -> Vec<Arc<Event>> {
+        self.log.since(0).filter(|e| e.kind == "syscall").collect()
     }
 
     /// Waits for something that must come true.

@@ -114,11 +114,11 @@ mod tests {
             .unwrap();
         file.write_all(b"{\"path\":\"/a\"}\n{\"pa").unwrap();
         calls.drain();
-        assert_eq!(events.since(0).len(), 1);
+        assert_eq!(events.since(0).count(), 1);
         file.write_all(b"th\":\"/b\"}\nnonsense\n").unwrap();
         calls.drain();
         calls.drain();
-        let seen = events.since(0);
+        let seen: Vec<_> = events.since(0).collect();
         assert_eq!(seen.len(), 2);
         assert_eq!(seen[1].fields["path"], "/b");
         assert_eq!((seen[1].kind.as_str(), events.dropped()), ("mock_call", 1));

@@ -22,14 +22,6 @@ use crate::sys::descriptors;
 
 pub use calls::{Calls, follow};
 
-/// The program that a mock runs: this one, even if its file was replaced meanwhile.
-pub fn program() -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .filter(|path| path.is_file())
-        .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
-}
-
 /// The mock's own process: its main function.
 pub fn main(plan: &Path) -> ExitCode {
     // Over TLS a connection takes three descriptors.

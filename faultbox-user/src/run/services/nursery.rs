@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,7 +21,7 @@ use crate::run::procs;
 use crate::sys::launch::{Ids, Launch, launch};
 
 /// How often logs are looked at and orphans reaped while nothing happens.
-const TICK_MS: u16 = 100;
+const TICK: Duration = Duration::from_millis(100);
 
 /// A process to start; everything it needs, owned.
 #[derive(Debug)]
@@ -169,6 +170,7 @@ impl Ward {
     pub fn run(self) {
         let mut children: Vec<Child> = vec![];
         let mut ticks: Vec<OnTick> = vec![];
+        let mut next_tick = Instant::now() + TICK;
         loop {
             let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
             fds.extend(
@@ -176,13 +178,21 @@ impl Ward {
                     .iter()
                     .map(|c| PollFd::new(c.pidfd.as_fd(), PollFlags::POLLIN)),
             );
-            let ready = poll(&mut fds, PollTimeout::from(TICK_MS)).unwrap_or(0);
+            // Rounded up: a poll that ends a little early would turn in a circle.
+            let left =
+                next_tick.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            let _ = poll(
+                &mut fds,
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO),
+            );
             let ended: Vec<bool> = fds[1..]
                 .iter()
                 .map(|fd| fd.revents().is_some_and(|r| !r.is_empty()))
                 .collect();
             drop(fds);
-            if ready == 0 {
+            // However much happens in between.
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
                 reap_orphans(&children);
                 for tick in &mut ticks {
                     tick();

@@ -23,8 +23,8 @@ use crate::events::EventLog;
 use crate::plan::report::Blame;
 use crate::plan::{Launch, Reason, ServiceDecl};
 use crate::run::fleet;
+use crate::run::home::own_binary;
 use crate::run::isolation::cgroup;
-use crate::run::mocks;
 use crate::run::procs;
 
 /// How long killed processes may take to be gone: they may first have to write out a core or leave the kernel.
@@ -113,7 +113,7 @@ impl Service {
                 resolved: Some(program),
                 ..
             } => program.clone(),
-            Launch::Mock { .. } => mocks::program(),
+            Launch::Mock { .. } => own_binary(),
             Launch::Binary { resolved: None, .. } | Launch::Remote => return None,
         };
         Some(Service {

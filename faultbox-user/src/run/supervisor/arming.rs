@@ -85,7 +85,7 @@ pub(super) fn install(
         let tracer = std::thread::Builder::new()
             .name("faultbox-arm".to_owned())
             .spawn_scoped(scope, || {
-                ptrace::sleep_exactly();
+                wake::exact_timers();
                 trace(shared, numbers, widening, in_force)
             })
             .map_err(|e| ArmError::new(format!("cannot start a thread to arm faults: {e}")))?;
@@ -154,9 +154,19 @@ fn trace(
     };
     let mut listeners = vec![];
     for (tgid, threads) in &ready {
-        match arm_process(*tgid, threads, &program, widening) {
+        let armed = match arm_process(*tgid, threads, &program, widening) {
+            Err(Unarmed::Diverged) => tracees
+                .all_threads(*tgid, shared, deadline)
+                .map_err(Unarmed::Before)
+                .and_then(|threads| arm_each(*tgid, &threads, &program)),
+            armed => armed,
+        };
+        match armed {
             Ok(listener) => listeners.extend(listener),
-            Err(error) => return fail(error, widening || !listeners.is_empty()),
+            Err(unarmed) => {
+                let (error, installed) = unarmed.explain(*tgid);
+                return fail(error, widening || installed || !listeners.is_empty());
+            }
         }
     }
     in_force(listeners);
@@ -167,9 +177,13 @@ fn trace(
             tracees.sweep(shared, Look::ForTheDead);
             let threads = tracees.stopped_threads(tgid);
             if !threads.is_empty() {
-                match arm_process(tgid, &threads, &program, widening) {
-                    Ok(listener) => in_force(listener.into_iter().collect()),
-                    Err(error) => return fail(error, true),
+                let armed = match arm_process(tgid, &threads, &program, widening) {
+                    Err(Unarmed::Diverged) => arm_each(tgid, &threads, &program),
+                    armed => armed,
+                };
+                match armed {
+                    Ok(listeners) => in_force(listeners),
+                    Err(unarmed) => return fail(unarmed.explain(tgid).0, true),
                 }
                 break;
             }
@@ -401,6 +415,33 @@ impl Tracees {
         (ready, late)
     }
 
+    /// All threads of a process, those that were left asleep too: each has to be armed by itself.
+    fn all_threads(
+        &mut self,
+        tgid: i32,
+        shared: &Shared,
+        deadline: Instant,
+    ) -> Result<Vec<i32>, ArmError> {
+        for (tid, thread) in &mut self.threads {
+            if thread.tgid == tgid && thread.resting {
+                thread.resting = false;
+                let _ = ptrace::interrupt(*tid);
+            }
+        }
+        self.settle(shared, deadline)?;
+        let moving = self
+            .threads
+            .iter()
+            .find(|(_, t)| t.tgid == tgid && !t.stopped);
+        match moving {
+            None => Ok(self.stopped_threads(tgid)),
+            Some((tid, _)) => Err(ArmError::new(format!(
+                "thread {tid} of process {tgid} ({}) sleeps uninterruptibly, and cannot be covered by what is done to the others: they have filters of their own",
+                procfs::name(tgid)
+            ))),
+        }
+    }
+
     fn stopped_threads(&self, tgid: i32) -> Vec<i32> {
         self.threads
             .iter()
@@ -435,13 +476,59 @@ fn refused(tgid: i32, tracer: i32, error: &io::Error, service: &str) -> ArmError
     }
 }
 
+/// Why a process is not armed.
+enum Unarmed {
+    /// Its threads have filters of their own, different ones: each must get ours by itself.
+    Diverged,
+    /// The filter could not be put there.
+    Failed(Failure),
+    /// The same, for one thread of several.
+    Partly(Failure),
+    /// It was not even tried.
+    Before(ArmError),
+}
+
+impl Unarmed {
+    /// For the user; and is there a filter whose calls nobody will answer?
+    fn explain(self, tgid: i32) -> (ArmError, bool) {
+        match self {
+            Unarmed::Diverged => (Failure::Kernel("seccomp", libc::ESRCH).explain(tgid), false),
+            Unarmed::Failed(failure) => {
+                let installed = matches!(failure, Failure::Installed(..));
+                (failure.explain(tgid), installed)
+            }
+            Unarmed::Partly(failure) => (failure.explain(tgid), true),
+            Unarmed::Before(error) => (error, false),
+        }
+    }
+}
+
+/// Installs the program in each of these threads.
+fn arm_each(
+    tgid: i32,
+    threads: &[i32],
+    program: &[libc::sock_filter],
+) -> Result<Vec<Listener>, Unarmed> {
+    let mut listeners = vec![];
+    for tid in threads {
+        match inject(tgid, *tid, program, 0) {
+            Ok(listener) => listeners.push(listener),
+            // The thread may have died of a signal to all of them.
+            Err(_) if procfs::is_dead(*tid) => {}
+            Err(failure) if listeners.is_empty() => return Err(Unarmed::Failed(failure)),
+            Err(failure) => return Err(Unarmed::Partly(failure)),
+        }
+    }
+    Ok(listeners)
+}
+
 /// Installs the program in one process, all of whose threads that matter stand still. None if the process died meanwhile.
 fn arm_process(
     tgid: i32,
     threads: &[i32],
     program: &[libc::sock_filter],
     widening: bool,
-) -> Result<Vec<Listener>, ArmError> {
+) -> Result<Vec<Listener>, Unarmed> {
     // A thread that waits in a call is in no one's critical section (rseq(2) forbids calls there).
     let tid = threads
         .iter()
@@ -462,13 +549,9 @@ fn arm_process(
     }
     match outcome {
         Ok(listener) => Ok(vec![listener]),
-        // Threads that have diverged by filters of their own: each gets its own.
-        Err(Failure::Kernel("seccomp", libc::ESRCH)) => threads
-            .iter()
-            .map(|tid| inject(tgid, *tid, program, 0).map_err(|f| f.explain(tgid)))
-            .collect(),
+        Err(Failure::Kernel("seccomp", libc::ESRCH)) => Err(Unarmed::Diverged),
         Err(_) if procfs::is_dead(tgid) => Ok(vec![]),
-        Err(failure) => Err(failure.explain(tgid)),
+        Err(failure) => Err(Unarmed::Failed(failure)),
     }
 }
 
@@ -478,6 +561,8 @@ enum Failure {
     Kernel(&'static str, i32),
     /// Something around it failed.
     Around(&'static str, io::Error),
+    /// The same, with the filter in place already.
+    Installed(&'static str, io::Error),
 }
 
 impl Failure {
@@ -492,7 +577,7 @@ impl Failure {
                 "process {tgid} ({name}) cannot be given a filter: {call}: {}",
                 io::Error::from_raw_os_error(errno)
             )),
-            Failure::Around(step, error) => ArmError::new(format!(
+            Failure::Around(step, error) | Failure::Installed(step, error) => ArmError::new(format!(
                 "process {tgid} ({name}) cannot be given a filter: {step}: {error}"
             )),
         }
@@ -507,6 +592,7 @@ fn inject(
     sync: u64,
 ) -> Result<Listener, Failure> {
     let around = |step| move |e| Failure::Around(step, e);
+    let installed = |step| move |e| Failure::Installed(step, e);
     let pidfd = pidfd::open(tgid).map_err(around("pidfd_open"))?;
     let site = ptrace::syscall_site(tid).map_err(around("find a system call instruction"))?;
     let mut injection = Injection::begin(tid, site).map_err(around("ptrace"))?;
@@ -518,20 +604,19 @@ fn inject(
     let result = map_by(&mut injection, len).and_then(|page| {
         let mut bytes = seccomp::fprog(program.len(), page + fprog_len as u64).to_vec();
         bytes.extend(code);
-        let installed = memory::write_all(tid, page, &bytes)
+        let fd = memory::write_all(tid, page, &bytes)
             .map_err(around("write its memory"))
             .and_then(|()| install_by(&mut injection, page, sync));
-        injection
-            .call(libc::SYS_munmap, [page, len, 0, 0, 0])
-            .map_err(around("munmap"))?;
-        let fd = installed?;
-        let copy = pidfd::get_fd(pidfd.as_fd(), fd).map_err(around("pidfd_getfd"));
+        let unmapped = injection.call(libc::SYS_munmap, [page, len, 0, 0, 0]);
+        let fd = fd?;
+        let copy = pidfd::get_fd(pidfd.as_fd(), fd).map_err(installed("pidfd_getfd"));
+        unmapped.map_err(installed("munmap"))?;
         injection
             .call(libc::SYS_close, [fd as u64, 0, 0, 0, 0])
-            .map_err(around("close"))?;
+            .map_err(installed("close"))?;
         copy
     });
-    let ended = injection.end().map_err(around("ptrace"));
+    let ended = injection.end().map_err(installed("ptrace"));
     let listener = Listener::new(result?);
     ended?;
     Ok(listener)

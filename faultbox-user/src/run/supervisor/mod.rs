@@ -70,7 +70,9 @@ impl ArmedSyscall {
 
     /// How many calls it has decided or delayed.
     pub fn hits(&self) -> u64 {
-        self.trigger.fired() - self.shadowed()
+        // In this order: a call that is decided between the two looks must not count as shadowed before it has fired.
+        let shadowed = self.shadowed();
+        self.trigger.fired().saturating_sub(shadowed)
     }
 
     /// How many calls it would have decided had no later fault done so.

@@ -48,10 +48,16 @@ impl Sockets {
 pub fn of(tree: &[i32]) -> Sockets {
     let mut found = Sockets::default();
     for &pid in tree {
-        let Ok(process) = pidfd::open(pid) else {
-            continue;
+        let open = pidfd::open(pid).and_then(|process| Ok((process, procfs::fds(pid)?)));
+        let (process, fds) = match open {
+            Ok(open) => open,
+            Err(_) if procfs::is_dead(pid) => continue,
+            Err(e) => {
+                found.unseen = Some(e);
+                continue;
+            }
         };
-        for fd in procfs::fds(pid) {
+        for fd in fds {
             let link = procfs::FdLink::new(pid, fd);
             if !link
                 .read()

@@ -1,5 +1,6 @@
 //! `events assert_eventually assert_never assert_before`: what happened, whatever its type.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -169,7 +170,7 @@ impl<'v> Filter<'v> {
     pub(super) fn matches(
         &self,
         eval: &mut Evaluator<'v, '_, '_>,
-        event: &Event,
+        event: &Arc<Event>,
     ) -> starlark::Result<bool> {
         let heap = eval.heap();
         for (name, test) in &self.fields {
@@ -252,7 +253,7 @@ fn find<'v>(
     run: &RunState,
     filter: &Filter<'v>,
     seq: &mut u64,
-) -> starlark::Result<Option<Event>> {
+) -> starlark::Result<Option<Arc<Event>>> {
     for event in run.host.events().since(*seq) {
         *seq = event.seq;
         if filter.matches(eval, &event)? {
@@ -269,7 +270,7 @@ fn wait_for<'v>(
     filter: &Filter<'v>,
     seq: &mut u64,
     deadline: Instant,
-) -> starlark::Result<Option<Event>> {
+) -> starlark::Result<Option<Arc<Event>>> {
     loop {
         if let Some(event) = find(eval, run, filter, seq)? {
             return Ok(Some(event));

@@ -1,5 +1,6 @@
 //! `calls(...)`, `assert_called(...)`: what mocks have been asked.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use starlark::collections::SmallMap;
@@ -88,7 +89,7 @@ fn find<'v>(
     run: &RunState,
     target: &Target,
     filter: &Filter<'v>,
-) -> starlark::Result<Vec<Event>> {
+) -> starlark::Result<Vec<Arc<Event>>> {
     let mut found = vec![];
     for event in run.host.events().since(0) {
         if target.holds(&event) && filter.matches(eval, &event)? {
@@ -106,7 +107,7 @@ fn counted(n: usize) -> String {
 }
 
 /// The calls, one a line.
-fn listed(calls: &[Event]) -> String {
+fn listed(calls: &[Arc<Event>]) -> String {
     let skip = calls.len().saturating_sub(SHOWN);
     let mut lines: Vec<String> = calls[skip..]
         .iter()
@@ -169,9 +170,11 @@ fn module(builder: &mut GlobalsBuilder) {
         let deadline = Instant::now() + within;
         let (mut found, mut all, mut seen) = (vec![], vec![], 0);
         let (found, all) = loop {
-            let news = run.host.events().since(seen);
-            seen = news.last().map_or(seen, |e| e.seq);
-            for event in news.into_iter().filter(|e| target.holds(e)) {
+            for event in run.host.events().since(seen) {
+                seen = event.seq;
+                if !target.holds(&event) {
+                    continue;
+                }
                 if filter.matches(eval, &event)? {
                     found.push(event.clone());
                 }

@@ -164,8 +164,8 @@ pub(super) fn check_field(world: &World, run: &RunState, name: &str) -> Result<(
         known.extend(doc.matchers.iter().chain(steps).map(|p| p.name));
     }
     let seen = |name: &str| {
-        let events = run.host.events().since(0);
-        events.iter().any(|e| e.fields.contains_key(name))
+        let mut events = run.host.events().since(0);
+        events.any(|e| e.fields.contains_key(name))
     };
     if known.contains(&name) || seen(name) {
         return Ok(());

@@ -85,7 +85,7 @@ fn module(builder: &mut GlobalsBuilder) {
         }
         state.transcript.asked_events.store(true, Ordering::Relaxed);
         let name = &service.decl.name;
-        let from = state.host.events().since(0).last().map_or(0, |e| e.seq);
+        let from = state.host.events().last_seq();
         state
             .blocking(|| state.host.stream_calls(name, true))
             .map_err(Problem::from)?;
@@ -104,7 +104,6 @@ fn module(builder: &mut GlobalsBuilder) {
             .host
             .events()
             .since(from)
-            .into_iter()
             .filter(|e| e.service.as_deref() == Some(name.as_str()) && is_call(e))
             .filter(|e| selects(e.fields.get("syscall").and_then(|s| s.as_str())))
             .map(|e| heap.alloc(EventValue(e)))

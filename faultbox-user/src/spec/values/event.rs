@@ -1,6 +1,7 @@
 //! An event, as assertions see it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use allocative::Allocative;
 use serde_json::{Map, Value as Json};
@@ -15,7 +16,7 @@ use crate::spec::convert::alloc_json;
 /// One event: `.seq .time .type .service`, `.fields` as a dict, and each field by its name; a missing field is None.
 #[derive(Debug, Clone, ProvidesStaticType, NoSerialize, StarlarkPagablePanic, Allocative)]
 #[allocative(skip)]
-pub struct EventValue(pub Event);
+pub struct EventValue(pub Arc<Event>);
 starlark::starlark_simple_value!(EventValue);
 
 impl EventValue {
