@@ -391,3 +391,61 @@ fn a_byte_order_mark_is_no_part_of_a_spec() {
     let spec = Spec::new("\u{feff}def test_it(): pass\n");
     spec.test(0, &[]);
 }
+
+/// A service that rewrites the spec and what it loads, as an editor would, before the second test is evaluated.
+const EDITED: &str = r#"
+load("lib.star", "answer")
+editor = service("editor", "sh", args=["-c", """
+    echo 'def test_b(): fail(\"edited\")' > edited.star && mv edited.star faultbox.star
+    echo 'def answer(): return 1' > lib.star
+    echo done
+    exec sleep 60"""], observe=["stdout"])
+
+def test_a():
+    assert_eventually(type="stdout", line="done", within="10s")
+
+def test_b():
+    assert_eq(answer(), 42)
+"#;
+
+#[test]
+fn every_test_evaluates_the_spec_that_was_planned() {
+    let spec = Spec::new(EDITED);
+    fs::write(
+        spec.dir().join("lib.star"),
+        "def answer():\n    return 42\n",
+    )
+    .unwrap();
+    spec.test(0, &["--jobs", "1"]);
+    let edited = fs::read_to_string(spec.dir().join("faultbox.star")).unwrap();
+    assert!(edited.contains("edited"), "{edited}");
+}
+
+#[test]
+fn a_spec_may_come_through_a_pipe() {
+    let folder = Spec::new("");
+    fs::write(folder.dir().join("lib.star"), "answer = 42\n").unwrap();
+    let mut child = folder
+        .command(&["test", "/dev/stdin", "--format", "json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text = "load(\"lib.star\", \"answer\")\ndef test_a(): assert_eq(answer, 42)\n";
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["summary"]["passed"], 1);
+}
+
+#[test]
+fn what_has_no_end_is_no_spec() {
+    let spec = Spec::new("");
+    for args in [["check", "/dev/zero"], ["test", "/dev/zero"]] {
+        let output = spec.run(&args);
+        assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+        assert!(err(&output).contains("it has more than 16 MiB"));
+    }
+}

@@ -440,6 +440,7 @@ impl Runner<'_> {
             .spawn()?;
         let order = Order::Run(Box::new(Job {
             spec: self.options.spec.clone(),
+            files: self.spec.files().clone(),
             test: item.test.name.clone(),
             bench: self.options.bench.clone(),
             seed: item.seed,

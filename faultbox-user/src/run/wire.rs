@@ -9,6 +9,7 @@ use super::isolation::Network;
 use super::tracer;
 use crate::bench::plan::Plan;
 use crate::plan::TestReport;
+use crate::spec::SpecFiles;
 
 /// The first line a worker reads. What follows on standard input is its end, or any line: both mean "stop gracefully".
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -25,6 +26,8 @@ pub enum Order {
 pub struct Job {
     /// The spec as the user named it; worker and runner share a working directory.
     pub spec: PathBuf,
+    /// Its text as it was planned.
+    pub files: SpecFiles,
     /// The test's name.
     pub test: String,
     /// Instead of a test of the spec: what to measure.

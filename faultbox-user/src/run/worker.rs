@@ -68,10 +68,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Reads the first line byte by byte: what follows belongs to another reader.
+/// Reads the first line, through the buffer that all of the process share: what follows belongs to another reader.
 fn read_order() -> io::Result<Order> {
     let mut line = vec![];
-    io::BufReader::with_capacity(1, io::stdin()).read_until(b'\n', &mut line)?;
+    io::stdin().lock().read_until(b'\n', &mut line)?;
     Ok(serde_json::from_slice(&line)?)
 }
 
@@ -241,7 +241,8 @@ impl<'a> Conductor<'a> {
             std::process::id(),
             self.job.scratch.join("tls"),
         ));
-        let spec = match LoadedSpec::load(&self.job.spec, ports.clone()) {
+        let files = self.job.files.clone();
+        let spec = match LoadedSpec::load_planned(&self.job.spec, files, ports.clone()) {
             Ok(spec) => Arc::new(spec),
             Err(e) => {
                 let message = e.diagnostics.first().map_or_else(

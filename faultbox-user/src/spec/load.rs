@@ -18,6 +18,7 @@ use super::context::{
     Body, Context, FuncId, Registry, ServiceEntry, TestEntry, World, function_slot,
 };
 use super::diagnostic::{Diagnostic, SpecError};
+use super::files::SpecFiles;
 use super::locate::{Spot, diagnostic, explain, pos_of, spot};
 use super::needs::Needs;
 use super::problem::{Place, Problem, one_of};
@@ -49,12 +50,13 @@ fn dialect() -> Dialect {
     }
 }
 
-/// Loads a spec.
+/// Loads a spec: as it is now, or as it was planned.
 ///
 /// # Errors
 /// Every misuse that can be seen without running anything.
 pub fn load(
     path: &Path,
+    planned: Option<SpecFiles>,
     ports: Arc<dyn Ports>,
     registry: Registry,
 ) -> Result<LoadedSpec, SpecError> {
@@ -68,51 +70,33 @@ pub fn load(
             label: String::new(),
         }],
     };
-    let text = read(path).map_err(&nowhere)?;
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let folder = folder
-        .canonicalize()
-        .map_err(|e| nowhere(format!("the folder of the spec cannot be resolved: {e}")))?;
+    let files = match planned {
+        Some(files) => files,
+        None => SpecFiles::read(path).map_err(&nowhere)?,
+    };
     std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("load".into())
             .stack_size(LOAD_STACK)
-            .spawn_scoped(scope, || {
-                evaluate(path, text, folder, ports, registry, None)
-            })
+            .spawn_scoped(scope, || evaluate(path, files, ports, registry, None))
             .map_err(|e| nowhere(format!("no thread could be started: {e}")))?
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
-fn read(path: &Path) -> Result<String, String> {
-    let bytes = std::fs::read(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => format!("there is no file `{}`", path.display()),
-        _ => format!("`{}` cannot be read: {e}", path.display()),
-    })?;
-    let text =
-        String::from_utf8(bytes).map_err(|_| format!("`{}` is not UTF-8 text", path.display()))?;
-    // Some editors begin a file with a byte order mark.
-    Ok(match text.strip_prefix('\u{feff}') {
-        Some(rest) => rest.to_owned(),
-        None => text,
-    })
-}
-
 fn evaluate(
     path: &Path,
-    text: String,
-    folder: PathBuf,
+    mut files: SpecFiles,
     ports: Arc<dyn Ports>,
     registry: Registry,
     trail: Option<&Trail>,
 ) -> Result<LoadedSpec, SpecError> {
     let name = path.display().to_string();
-    let world = World::new(folder.clone(), ports.clone(), registry);
+    let world = World::new(files.folder().to_owned(), ports.clone(), registry);
+    let identity = files.identity(path).unwrap_or_else(|_| path.to_owned());
+    // It was read before anything else.
+    let text = files.text(&identity).unwrap_or_default();
     let file = CodeMap::new(name.clone(), text.clone());
     let transcript = Transcript::default();
     let loader = Loader {
@@ -121,20 +105,22 @@ fn evaluate(
         done: RefCell::default(),
         open: RefCell::default(),
         texts: RefCell::default(),
+        files: RefCell::new(files),
         steps: Cell::default(),
         trail,
     };
     let main = Source {
         name,
-        identity: path.canonicalize().unwrap_or(path.to_owned()),
-        folder: path.parent().map(Path::to_owned),
+        identity,
+        folder: Some(loader.files.borrow().shown().to_owned()),
     };
-    let (module, statements) = loader.module(&main, text.clone()).map_err(|error| {
+    let (module, statements) = loader.module(&main, text).map_err(|error| {
         let endless = loader.steps.get() > LOAD_STEPS;
         if endless && trail.is_none() {
             // Starlark does not tell where it was stopped. Loading depends on nothing but the files, so it ends there again.
             let trail = Trail::default();
-            if let Err(placed) = evaluate(path, text, folder, ports, registry, Some(&trail)) {
+            let files = loader.files.take();
+            if let Err(placed) = evaluate(path, files, ports, registry, Some(&trail)) {
                 return placed;
             }
         }
@@ -148,6 +134,7 @@ fn evaluate(
         }
     })?;
     let texts = loader.texts.take();
+    let files = loader.files.take();
     let mut problems = vec![];
     check_dependencies(&world, &mut problems);
     check_interfaces(&world, &mut problems);
@@ -195,6 +182,7 @@ fn evaluate(
         matrices,
         notes,
         needs,
+        files,
     })
 }
 
@@ -231,6 +219,7 @@ struct Loader<'w> {
     done: RefCell<HashMap<PathBuf, FrozenModule>>,
     open: RefCell<Vec<(PathBuf, String)>>,
     texts: RefCell<Vec<String>>,
+    files: RefCell<SpecFiles>,
     /// Thousands of steps taken so far, over all files.
     steps: Cell<u64>,
     trail: Option<&'w Trail>,
@@ -335,7 +324,8 @@ impl FileLoader for From<'_, '_> {
                 return Err(fail(format!("a shipped file cannot load `{path}`"), None));
             };
             let file = folder.join(path.strip_prefix("./").unwrap_or(path));
-            let identity = file.canonicalize().map_err(|e| {
+            let identity = self.loader.files.borrow_mut().identity(&file);
+            let identity = identity.map_err(|e| {
                 let message = match e.kind() {
                     std::io::ErrorKind::NotFound => format!("there is no file `{}`", file.display()),
                     _ => format!("`{}` cannot be read: {e}", file.display()),
@@ -367,7 +357,10 @@ impl FileLoader for From<'_, '_> {
         drop(open);
         let text = match text {
             Some(text) => text,
-            None => read(&source.identity).map_err(|e| fail(e, None))?,
+            None => {
+                let text = self.loader.files.borrow_mut().text(&source.identity);
+                text.map_err(|e| fail(e, None))?
+            }
         };
         self.loader.module(&source, text).map(|(module, _)| module)
     }

@@ -7,6 +7,7 @@ pub mod diagnostic;
 pub mod docs;
 mod excerpt;
 mod faults;
+mod files;
 mod generate;
 pub mod host;
 mod load;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 pub use context::Registry;
 pub use diagnostic::{Diagnostic, SpecError};
+pub use files::SpecFiles;
 pub use host::{ArmId, Host, HostError, ProcessFault};
 pub use syscalls::{FAMILIES, named as system_calls};
 
@@ -96,6 +98,7 @@ pub struct LoadedSpec {
     matrices: Vec<MatrixLayout>,
     notes: Vec<String>,
     needs: Needs,
+    files: SpecFiles,
 }
 
 /// A declared load.
@@ -155,7 +158,24 @@ impl LoadedSpec {
         ports: Arc<dyn Ports>,
         registry: Registry,
     ) -> Result<LoadedSpec, SpecError> {
-        load::load(path, ports, registry)
+        load::load(path, None, ports, registry)
+    }
+
+    /// Loads a spec anew from the text that it had when it was planned: the files may have been edited since, or have been a pipe.
+    ///
+    /// # Errors
+    /// As [`load`](LoadedSpec::load).
+    pub fn load_planned(
+        path: &Path,
+        files: SpecFiles,
+        ports: Arc<dyn Ports>,
+    ) -> Result<LoadedSpec, SpecError> {
+        load::load(path, Some(files), ports, load::fleet)
+    }
+
+    /// The text that this was loaded from.
+    pub fn files(&self) -> &SpecFiles {
+        &self.files
     }
 
     /// The services.
