@@ -449,3 +449,46 @@ fn what_has_no_end_is_no_spec() {
         assert!(err(&output).contains("it has more than 16 MiB"));
     }
 }
+
+#[test]
+fn no_report_replaces_the_spec_or_another_report() {
+    let spec = Spec::new("load(\"lib.star\", \"x\")\ndef test_a(): pass\n");
+    let dir = spec.dir();
+    fs::write(dir.join("lib.star"), "x = 1\n").unwrap();
+    fs::hard_link(dir.join("faultbox.star"), dir.join("linked.star")).unwrap();
+    std::os::unix::fs::symlink("lib.star", dir.join("soft.star")).unwrap();
+    let spec_file = "is a file of the spec";
+    let same = "--junit ./r.xml is what --output writes, too";
+    for (args, why) in [
+        (&["--output", "faultbox.star"][..], spec_file),
+        (&["--junit", "./lib.star"], spec_file),
+        (&["--output", "linked.star"], spec_file),
+        (&["--list", "--output", "soft.star"], spec_file),
+        (&["--output", "r.xml", "--junit", "./r.xml"], same),
+    ] {
+        let output = spec.test(2, args);
+        assert!(err(&output).contains(why), "{}", err(&output));
+        assert_eq!(out(&output), "", "nothing was run");
+    }
+    assert!(!dir.join("r.xml").exists());
+    let trace = |args: &[&str]| {
+        let output = spec.run(&[&["trace"], args].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+        err(&output)
+    };
+    assert!(trace(&["--spec", "faultbox.star", "--output", "lib.star"]).contains(spec_file));
+    let events = trace(&["--output", "t", "--events", "t", "--", "true"]);
+    assert!(events.contains("is what --output writes, too"), "{events}");
+    // Devices are not replaced.
+    spec.test(0, &["--output", "/dev/null", "--junit", "/dev/null"]);
+}
+
+#[test]
+fn a_list_goes_to_a_file_and_is_no_junit_report() {
+    let spec = Spec::new(PLAN);
+    let output = spec.test(0, &["--list", "--format", "json", "--output", "l.json"]);
+    assert_eq!(fs::read(spec.dir().join("l.json")).unwrap(), output.stdout);
+    let refused = spec.test(2, &["--list", "--junit", "l.xml"]);
+    assert!(err(&refused).contains("--junit"), "{}", err(&refused));
+    assert!(!spec.dir().join("l.xml").exists());
+}

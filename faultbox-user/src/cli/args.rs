@@ -120,7 +120,7 @@ pub struct TestArgs {
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Also write a JUnit XML report to a file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "list")]
     pub junit: Option<PathBuf>,
     /// List the selected tests instead of running them
     #[arg(long)]

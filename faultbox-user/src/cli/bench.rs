@@ -25,6 +25,11 @@ use crate::workload::{DEFAULT_CALLERS, Shape};
 /// A spec, a name or a baseline that cannot be used, nothing to measure, a machine that cannot run it, a report that cannot be written.
 pub fn run(args: &BenchArgs) -> Result<Exit, Problem> {
     let spec = load(&args.spec)?;
+    let written = [
+        ("--html", args.html.as_ref()),
+        ("--json", args.json.as_ref()),
+    ];
+    output::distinct(written, Some(&spec))?;
     let wish = Wish {
         names: args.interfaces.clone(),
         shape: shape(args),

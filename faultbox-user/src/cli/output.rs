@@ -2,10 +2,11 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use super::problem::Problem;
+use crate::spec::LoadedSpec;
 
 /// Writes to standard output.
 ///
@@ -40,6 +41,66 @@ pub fn file(flag: &str, path: &Path, text: &str) -> Result<(), Problem> {
             "the report has been printed; name a file in a folder that exists, may be written and has room",
         )
     })
+}
+
+/// Refuses names under which one document would replace another, or the spec.
+///
+/// # Errors
+/// Two of the files are one, or one is a file of the spec.
+pub fn distinct<'a>(
+    written: impl IntoIterator<Item = (&'static str, Option<&'a PathBuf>)>,
+    spec: Option<&LoadedSpec>,
+) -> Result<(), Problem> {
+    let read = spec.into_iter().flat_map(|s| s.files().paths());
+    let mut taken: Vec<(Option<&str>, Place)> = read
+        .filter_map(|path| Some((None, Place::of(path)?)))
+        .collect();
+    for (flag, path) in written {
+        let Some((path, place)) = path.and_then(|p| Some((p, Place::of(p)?))) else {
+            continue;
+        };
+        let Some((other, _)) = taken.iter().find(|(_, other)| *other == place) else {
+            taken.push((Some(flag), place));
+            continue;
+        };
+        let what = match other {
+            Some(other) => format!("is what {other} writes, too"),
+            None => "is a file of the spec".to_owned(),
+        };
+        return Err(Problem::usage(
+            format!("{flag} {} {what}", path.display()),
+            "name another file: this one would be overwritten",
+        ));
+    }
+    Ok(())
+}
+
+/// What a name stands for, for telling whether two are one file.
+#[derive(PartialEq)]
+enum Place {
+    /// A file that is there.
+    Inode(u64, u64),
+    /// One that will be made.
+    New(PathBuf),
+}
+
+impl Place {
+    /// `None` for what is never replaced (a pipe, /dev/null), and for what cannot be written anyway.
+    fn of(path: &Path) -> Option<Place> {
+        match fs::metadata(path) {
+            Ok(meta) if meta.is_file() => Some(Place::Inode(meta.dev(), meta.ino())),
+            Ok(_) => None,
+            Err(_) => {
+                let folder = match path.parent() {
+                    Some(folder) if folder != Path::new("") => folder,
+                    _ => Path::new("."),
+                };
+                Some(Place::New(
+                    folder.canonicalize().ok()?.join(path.file_name()?),
+                ))
+            }
+        }
+    }
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {

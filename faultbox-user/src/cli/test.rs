@@ -22,8 +22,17 @@ use crate::run::{self, RunOptions};
 pub fn run(args: &TestArgs) -> Result<Exit, Problem> {
     let spec = load(&args.spec)?;
     let selected = select::select(&args.spec, spec.tests(), &args.tests)?;
+    let written = [
+        ("--output", args.output.as_ref()),
+        ("--junit", args.junit.as_ref()),
+    ];
+    output::distinct(written, Some(&spec))?;
     if args.list {
-        output::stdout(&list(args, &selected))?;
+        let list = list(args, &selected);
+        output::stdout(&list)?;
+        if let Some(path) = &args.output {
+            output::file("--output", path, &list)?;
+        }
         return Ok(Exit::Passed);
     }
     if selected.is_empty() {

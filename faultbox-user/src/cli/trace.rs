@@ -75,6 +75,11 @@ fn of_command(args: &TraceArgs) -> Result<(TraceReport, ExitCode), Problem> {
             "give its path, or the name of a program that is in PATH",
         )
     })?;
+    let written = [
+        ("--output", args.output.as_ref()),
+        ("--events", args.events.as_ref()),
+    ];
+    output::distinct(written, None)?;
     let events = args.events.as_deref().map(create).transpose()?;
     let traced = trace::trace(Traced {
         program: &program,
@@ -125,6 +130,7 @@ fn find(name: &OsString) -> Option<PathBuf> {
 
 fn of_spec(args: &TraceArgs, path: &Path) -> Result<(TraceReport, ExitCode), Problem> {
     let spec = load(path)?;
+    output::distinct([("--output", args.output.as_ref())], Some(&spec))?;
     let selected = select::select(path, spec.tests(), &args.tests)?;
     if selected.is_empty() {
         return Err(Problem::usage(
