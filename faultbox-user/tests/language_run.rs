@@ -579,12 +579,12 @@ def test_x():
     db.query("SELECT 1")
     assert_eq(len(events()), 2)
     assert_eq(len(events(type="step", service="a*")), 1)
-    assert_eq(len(events(service=db, step="qu*", n=1)), 1)
-    assert_eq(len(events(n=2)), 0)
+    assert_eq(len(events(service=db, method="QU*", status=1)), 1)
+    assert_eq(len(events(status=2)), 0)
     e = events(where=lambda e: e.service == "db")[0]
-    assert_eq((e.seq, e.type, e.step, e.n, e.missing, e.fields["n"]), (2, "step", "query", 1, None, 1))
+    assert_eq((e.seq, e.type, e.method, e.status, e.missing, e.fields["status"]), (2, "step", "query", 1, None, 1))
     assert_true(e.time >= 0)
-    assert_eventually(lambda e: e.step == "get")
+    assert_eventually(lambda e: e.method == "get")
     assert_never(type="proxy", within="1ms")
     assert_before(first={"service": "api"}, then=lambda e: e.service == "db")
 def test_eventually():
@@ -611,6 +611,65 @@ def test_waits():
             Outcome::Failed,
             "{test}"
         );
+    }
+}
+
+/// How each test ends that is refused, and with what.
+#[track_caller]
+fn refused(spec: &Spec, test: &str, why: &str) {
+    let reason = run(spec, test, &Arc::default()).0.reason;
+    let reason = reason.unwrap_or_else(|| panic!("{test} passed"));
+    assert!(reason.message.contains(why), "{test}: {reason:#?}");
+}
+
+#[test]
+fn filters_that_can_never_select_are_refused() {
+    let spec = load(
+        r#"
+told = service("told", "/bin/true", observe=["stdout"])
+pay = mock_service("pay", interface("web", "http", 0))
+def test_stderr(): assert_never(type="stderr")
+def test_streams(): events(type="std*", service="db")
+def test_other_stream(): assert_eventually(type="stderr", service=told)
+def test_observed():
+    assert_never(type="stdout")
+    assert_never(type="std*", line="panic*")
+    assert_never(where=lambda e: e.type == "stderr")
+def test_field(): assert_never(type="step", line="*")
+def test_fields(): assert_never(type="service_*", line="*")
+def test_protocol(): assert_never(type="step", service="db", path="*")
+def test_mock(): assert_called(pay.web, key="k", times=0)
+def test_mock_event(): assert_never(type="mock_call", service="api", path="/x")
+def test_type(): calls(pay, type="step")
+def test_known():
+    assert_called(pay.web, method="get", path="/x", times=0)
+    assert_called(pay, status=200, times=0)
+    assert_never(type="mock_call", service=pay, headers={})
+    assert_never(type="step", service="api", path="/x")
+    assert_never(type="{step,stdout}", line="x")
+    assert_never(line="x")
+"#,
+    );
+    passes(&spec, "test_observed");
+    passes(&spec, "test_known");
+    for (test, why) in [
+        ("test_stderr", "nobody observes `stderr` of any service"),
+        ("test_streams", "of service `db`"),
+        ("test_other_stream", "of service `told`"),
+        ("test_field", "no event of type `step` has a field `line`"),
+        ("test_fields", "no event of type `service_*` has"),
+        (
+            "test_protocol",
+            "no event of type `step` has a field `path`",
+        ),
+        ("test_mock", "no call of pay.web has a field `key`"),
+        (
+            "test_mock_event",
+            "no event of type `mock_call` has a field `path`",
+        ),
+        ("test_type", "a call is an event of type `mock_call`"),
+    ] {
+        refused(&spec, test, why);
     }
 }
 

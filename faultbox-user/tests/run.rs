@@ -3,9 +3,11 @@
 #[path = "run/harness.rs"]
 mod harness;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use faultbox::events::types;
 use faultbox::run::procs;
 use harness::{Bench, assert_empty, assert_gone};
 use nix::sys::signal::{Signal, kill};
@@ -619,4 +621,84 @@ def test_bad():
     );
     assert_eq!(of("test_bad").as_deref(), Some("failed"), "{doc:#}\n{said}");
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// What a filter may name is what is recorded: every event that these tests make is held against the table.
+#[test]
+fn events_have_the_fields_of_their_type_and_no_others() {
+    let bench = Bench::new(
+        r#"
+web = mock_service("web", interface("http", "http", 0), routes={"/x": reply(body="y"), "/bad": lambda r: r.nothing})
+store = mock_service("store", interface("redis", "redis", 0))
+busy = service("busy", "/bin/sh", observe=["stdout", "stderr"],
+    args=["-c", "echo out; echo err >&2; while :; do echo x > $TMPDIR/f; sleep 0.05; done"])
+brief = service("brief", "/bin/sh", args=["-c", "sleep 0.2; exit 3"])
+def tell():
+    for e in events():
+        print(json.encode([e.type, e.service, list(e.fields.keys())]))
+def test_traffic():
+    web.get(path="/x", query={"a": "b"}, timeout="5s")
+    web.post(path="/bad", json={"a": 1})
+    store.set("k", "v")
+    store.command("CONFIG", "GET", "maxmemory")
+    fault(web.http, error(path="/x", status=502, label="down"), run=lambda: web.get(path="/x"))
+    fault(web.http, delay(path="/x", delay="1ms"), run=lambda: web.get(path="/x"))
+    fault(store.redis, error(command="GET", message="ERR no"), run=lambda: store.get("k"))
+    web.get(path="/y")
+    tell()
+def test_processes():
+    assert_eventually(type="service_exited", within="20s")
+    assert_eventually(type="stdout", within="20s")
+    assert_eventually(type="stderr", within="20s")
+    pause(busy)
+    resume(busy)
+    kill(busy)
+    restart(busy)
+    fault(busy, write=deny("EIO", on="file", label="disk"), run=lambda: assert_eventually(type="syscall", action="deny", within="20s"))
+    fault(busy, open=delay("1ms", path="**/f"), run=lambda: assert_eventually(type="syscall", action="delay", within="20s"))
+    tell()
+"#,
+    );
+    let report = bench.run(&[]);
+    let protocols: Vec<_> = faultbox_fleet::all().iter().map(|p| p.doc()).collect();
+    let mut seen = BTreeSet::new();
+    for test in ["test_traffic", "test_processes"] {
+        report.expect(test, "passed");
+        let printed = report.test(test)["prints"].as_array().unwrap().iter();
+        // The mock's output is among it.
+        for line in printed.filter(|l| l.as_str().unwrap().starts_with('[')) {
+            let (kind, service, fields): (String, Option<String>, Vec<String>) =
+                serde_json::from_str(line.as_str().unwrap()).unwrap();
+            let spoken = match service.as_deref() {
+                Some("web") => Some("http"),
+                Some("store") => Some("redis"),
+                _ => None,
+            };
+            let docs = protocols.iter().filter(|d| Some(d.name) == spoken);
+            let known = types::fields(&kind, &docs.copied().collect::<Vec<_>>());
+            for field in fields {
+                assert!(known.contains(&field.as_str()), "{kind} has {field}");
+            }
+            seen.insert(kind);
+        }
+    }
+    for kind in [
+        "service_started",
+        "service_ready",
+        "service_exited",
+        "service_paused",
+        "service_resumed",
+        "service_killed",
+        "service_restarted",
+        "fault_armed",
+        "fault_lifted",
+        "syscall",
+        "proxy",
+        "mock_call",
+        "step",
+        "stdout",
+        "stderr",
+    ] {
+        assert!(seen.contains(kind), "{kind} among {seen:?}");
+    }
 }

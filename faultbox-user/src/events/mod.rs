@@ -1,6 +1,7 @@
 //! One vocabulary, one ordered log per test. Every report and every assertion is a reader of it.
 
 mod spill;
+pub mod types;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 
 use spill::Spill;
+pub use types::FROM_KERNEL;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,17 +66,6 @@ impl Sink for EventLog {
         self.lock().lost_before = total;
     }
 }
-
-/// The types of the events that only the kernel's tracer can see.
-pub const FROM_KERNEL: &[&str] = &[
-    "call",
-    "open",
-    "fork",
-    "exec",
-    "exit",
-    "connect",
-    "disconnect",
-];
 
 /// How many events of one test stay in memory; the ones past it go to disk. 50 000 events of some 300 bytes are 15 MiB.
 const CAP: usize = 50_000;

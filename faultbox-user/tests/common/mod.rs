@@ -261,7 +261,7 @@ impl Host for Recorder {
         self.log.record(
             "step",
             Some(service),
-            serde_json::json!({"step": call.step.name, "n": 1}),
+            serde_json::json!({"method": call.step.name, "status": 1}),
         );
         if call.text_of("path") == Some("/meet") {
             let mut met = self.met.lock().unwrap();

@@ -65,3 +65,14 @@ pub fn keywords() -> Vec<&'static ParamDoc> {
     }
     all
 }
+
+/// The fields that the record of a call can have, besides those that the records of all protocols have; none of what is no mock.
+pub fn call_fields(protocol: &str) -> &'static [&'static str] {
+    match protocol {
+        "http" => http::CALL_FIELDS,
+        "redis" => redis::CALL_FIELDS,
+        "kafka" => kafka::CALL_FIELDS,
+        "grpc" => grpc::CALL_FIELDS,
+        _ => &[],
+    }
+}

@@ -15,8 +15,9 @@ use starlark::values::none::NoneType;
 use starlark::values::tuple::UnpackTuple;
 use starlark::values::{Heap, Value};
 
-use super::names;
-use crate::events::Event;
+use super::{mock_calls, names};
+use crate::events::{Event, types};
+use crate::plan::ServiceDecl;
 use crate::plan::report::Blame;
 use crate::spec::context::{RunState, context, count_assertion, running};
 use crate::spec::convert::{alloc_json, kind_of};
@@ -29,6 +30,8 @@ use crate::spec::values::service::ServiceValue;
 enum Test<'v> {
     /// Text is a glob on the field's text.
     Glob(Glob),
+    /// The same on `method`: HTTP's are the same in any case, what begins with a slash is a path of gRPC's, whose case counts.
+    Method { exact: Glob, folded: Glob },
     /// Anything else must be equal.
     Equal(Value<'v>),
     /// An object that has these entries, among others.
@@ -41,7 +44,7 @@ pub(super) struct Filter<'v> {
     wheres: Vec<Value<'v>>,
     /// The value of `type=`, if it is text.
     kind: Option<String>,
-    /// The value of `service=`, if it is text.
+    /// The value of `service=`, if it is text or a service, as a glob.
     service: Option<String>,
     text: String,
 }
@@ -69,12 +72,24 @@ impl<'v> Filter<'v> {
                 filter.service = value.unpack_str().map(str::to_owned);
             }
             let test = if let Some(service) = ServiceValue::from_value(value) {
-                Test::Equal(value).exact(&service.decl.name)
+                let literal = escaped(&service.decl.name);
+                let glob = Glob::new(&literal, Dialect::Text);
+                if name == "service" {
+                    filter.service = Some(literal);
+                }
+                glob.map_or(Test::Equal(value), Test::Glob)
             } else if let Some(text) = value.unpack_str() {
-                Test::Glob(
-                    Glob::new(text, Dialect::Text)
-                        .map_err(|e| Problem::param(&name, format!("`{name}`: {e}")))?,
-                )
+                let glob = |dialect| {
+                    Glob::new(text, dialect)
+                        .map_err(|e| Problem::param(&name, format!("`{name}`: {e}")))
+                };
+                match name.as_str() {
+                    "method" => Test::Method {
+                        exact: glob(Dialect::Text)?,
+                        folded: glob(Dialect::TextNoCase)?,
+                    },
+                    _ => Test::Glob(glob(Dialect::Text)?),
+                }
             } else if matches!(name.as_str(), "type" | "service") && !value.is_none() {
                 return Err(Problem::param(
                     &name,
@@ -221,6 +236,14 @@ impl<'v> Test<'v> {
                 // A number or a truth value is matched as it is written.
                 other => glob.matches(&other.to_string()),
             },
+            Test::Method { exact, folded } => {
+                actual
+                    .as_str()
+                    .is_some_and(|text| match text.starts_with('/') {
+                        true => exact.matches(text),
+                        false => folded.matches(text),
+                    })
+            }
             Test::Equal(expected) => alloc_json(heap, actual).equals(*expected)?,
             Test::Entries(tests) => {
                 for (name, test) in tests {
@@ -233,18 +256,16 @@ impl<'v> Test<'v> {
             }
         })
     }
+}
 
-    /// A name, taken literally.
-    fn exact(self, name: &str) -> Self {
-        let escaped: String = name
-            .chars()
-            .flat_map(|c| {
-                let special = "*?[]{}\\".contains(c);
-                special.then_some('\\').into_iter().chain([c])
-            })
-            .collect();
-        Glob::new(&escaped, Dialect::Text).map_or(self, Test::Glob)
-    }
+/// A glob that matches this text only.
+fn escaped(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let special = "*?[]{}\\".contains(c);
+            special.then_some('\\').into_iter().chain([c])
+        })
+        .collect()
 }
 
 /// The first event after `seq` that matches; `seq` moves past what was looked at.
@@ -293,23 +314,76 @@ fn wait_for<'v>(
 }
 
 /// Notes that the test depends on events. What nobody could have seen is neither there nor absent, and what cannot be is a mistake.
-pub(super) fn observable<'v>(
+fn observable<'v>(
     eval: &Evaluator<'v, '_, '_>,
     run: &RunState,
     filter: &Filter<'v>,
 ) -> Result<(), Problem> {
     run.transcript.asked_events.store(true, Ordering::Relaxed);
     let world = context(eval)?.world;
-    if let Some(kind) = &filter.kind {
-        for kind in names::kernel_types(kind)? {
+    let types = match &filter.kind {
+        Some(kind) => names::types(kind)?,
+        None => types::all().collect(),
+    };
+    if filter.kind.is_some() {
+        for kind in types.iter().filter(|t| types::FROM_KERNEL.contains(t)) {
             run.host.observes(kind).map_err(Problem::from)?;
         }
     }
-    if let Some(service) = &filter.service {
-        names::check_service(world, service)?;
-    }
+    let named = match &filter.service {
+        Some(text) => Some(names::services(world, text)?),
+        None => None,
+    };
+    let all = names::services(world, "*").unwrap_or_default();
+    names::check_streams(
+        &types,
+        named.as_ref().unwrap_or(&all),
+        filter.service.as_deref(),
+    )?;
+    let fields = names::fields(world, &types, named.as_deref());
+    let what = match &filter.kind {
+        Some(kind) => format!("event of type `{kind}`"),
+        None => "event".to_owned(),
+    };
     for (name, _) in &filter.fields {
-        names::check_field(world, run, name)?;
+        names::check_field(name, &fields, &what)?;
+    }
+    Ok(())
+}
+
+/// The same for the calls of a mock, or of one of its interfaces.
+pub(super) fn observable_calls<'v>(
+    eval: &Evaluator<'v, '_, '_>,
+    run: &RunState,
+    filter: &Filter<'v>,
+    mock: &ServiceDecl,
+    interface: Option<&str>,
+) -> Result<(), Problem> {
+    run.transcript.asked_events.store(true, Ordering::Relaxed);
+    let world = context(eval)?.world;
+    let meant = mock
+        .interfaces
+        .iter()
+        .filter(|i| interface.is_none_or(|name| i.name == name));
+    let protocols: Vec<_> = meant
+        .filter_map(|i| Some(world.protocol(i.protocol)?.doc()))
+        .collect();
+    let fields = types::fields(mock_calls::KIND, &protocols);
+    if let Some(kind) = &filter.kind
+        && !names::types(kind)?.contains(&mock_calls::KIND)
+    {
+        let message = format!("a call is an event of type `{}`", mock_calls::KIND);
+        return Err(Problem::param("type", message).help("drop `type=`"));
+    }
+    if let Some(service) = &filter.service {
+        names::services(world, service)?;
+    }
+    let what = match interface {
+        Some(interface) => format!("call of {}.{interface}", mock.name),
+        None => format!("call of {}", mock.name),
+    };
+    for (name, _) in &filter.fields {
+        names::check_field(name, &fields, &what)?;
     }
     Ok(())
 }

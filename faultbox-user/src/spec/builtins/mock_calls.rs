@@ -10,9 +10,10 @@ use starlark::starlark_module;
 use starlark::values::Value;
 use starlark::values::list::AllocList;
 
-use super::events::{Filter, lost, observable};
+use super::events::{Filter, lost, observable_calls};
+use super::names;
 use crate::events::Event;
-use crate::plan::Launch;
+use crate::plan::ServiceDecl;
 use crate::spec::context::{RunState, context, count_assertion, running};
 use crate::spec::convert::kind_of;
 use crate::spec::params::{given, int, span};
@@ -28,24 +29,18 @@ const SHOWN: usize = 20;
 
 /// Whose calls are meant.
 struct Target {
-    service: String,
+    mock: Arc<ServiceDecl>,
     interface: Option<String>,
 }
 
 impl Target {
     fn read(eval: &Evaluator, name: &str, value: Value) -> Result<Target, Problem> {
-        let target = if let Some(service) = ServiceValue::from_value(value) {
-            Target {
-                service: service.decl.name.clone(),
-                interface: None,
-            }
+        let (service, interface) = if let Some(service) = ServiceValue::from_value(value) {
+            (service.decl.name.clone(), None)
         } else if let Some(interface) = InterfaceValue::from_value(value)
             && let Some(service) = &interface.service
         {
-            Target {
-                service: service.clone(),
-                interface: Some(interface.decl.name.clone()),
-            }
+            (service.clone(), Some(interface.decl.name.clone()))
         } else {
             return Err(Problem::new(
                 Place::Positional(0),
@@ -55,27 +50,37 @@ impl Target {
                 ),
             ));
         };
-        let decl = context(eval)?.world.service(&target.service);
-        if !decl.is_some_and(|d| matches!(d.launch, Launch::Mock { .. })) {
+        let decl = context(eval)?.world.service(&service);
+        let Some(mock) = decl.filter(|decl| names::is_mock(decl)) else {
             return Err(Problem::new(
                 Place::Positional(0),
-                format!("service {} is no mock, so its calls are not known", target.service),
+                format!("service {service} is no mock, so its calls are not known"),
             )
             .help("mock_service() declares one; of other services, events(type=\"proxy\") tells which rules have fired"));
-        }
-        Ok(target)
+        };
+        Ok(Target { mock, interface })
+    }
+
+    /// Notes that the test depends on these calls, and checks what is asked of them.
+    fn observe<'v>(
+        &self,
+        eval: &Evaluator<'v, '_, '_>,
+        run: &RunState,
+        filter: &Filter<'v>,
+    ) -> Result<(), Problem> {
+        observable_calls(eval, run, filter, &self.mock, self.interface.as_deref())
     }
 
     fn text(&self) -> String {
         match &self.interface {
-            Some(interface) => format!("{}.{interface}", self.service),
-            None => self.service.clone(),
+            Some(interface) => format!("{}.{interface}", self.mock.name),
+            None => self.mock.name.clone(),
         }
     }
 
     fn holds(&self, event: &Event) -> bool {
         event.kind == KIND
-            && event.service.as_ref() == Some(&self.service)
+            && event.service.as_ref() == Some(&self.mock.name)
             && self
                 .interface
                 .as_ref()
@@ -136,7 +141,7 @@ fn module(builder: &mut GlobalsBuilder) {
         let run = running(eval, "calls")?;
         let target = Target::read(eval, "calls", mock)?;
         let filter = Filter::with_entries(filters)?;
-        observable(eval, run, &filter)?;
+        target.observe(eval, run, &filter)?;
         let found = find(eval, run, &target, &filter)?;
         lost(run, "what was called")?;
         let heap = eval.heap();
@@ -166,7 +171,7 @@ fn module(builder: &mut GlobalsBuilder) {
             .map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         let within = given(within).map_or(Ok(Duration::ZERO), |v| span("within", v))?;
         let filter = Filter::with_entries(filters)?;
-        observable(eval, run, &filter)?;
+        target.observe(eval, run, &filter)?;
         let deadline = Instant::now() + within;
         let (mut found, mut all, mut seen) = (vec![], vec![], 0);
         let (found, all) = loop {

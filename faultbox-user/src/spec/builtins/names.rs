@@ -1,180 +1,131 @@
 //! What filters of events may name: a type, a service or a field that does not exist is a mistake, not an event that did not happen.
 
-use faultbox_contract::rule::nearest;
-use faultbox_contract::{Dialect, Glob};
+use std::sync::Arc;
 
-use crate::events::FROM_KERNEL;
-use crate::spec::context::{RunState, World};
+use faultbox_contract::{Dialect, Glob, ProtocolDoc};
+
+use super::mock_calls;
+use crate::events::types;
+use crate::plan::{Launch, ServiceDecl};
+use crate::spec::context::World;
 use crate::spec::problem::{Problem, one_of};
 
-/// The types of events besides those of the kernel's tracer.
-const TYPES: &[&str] = &[
-    "service_started",
-    "service_ready",
-    "service_stopped",
-    "service_exited",
-    "service_daemonized",
-    "service_paused",
-    "service_resumed",
-    "service_killed",
-    "service_restarted",
-    "fault_armed",
-    "fault_lifted",
-    "supervisor_failed",
-    "syscall",
-    "connection_reset",
-    "proxy",
-    "proxy_accept_failed",
-    "proxy_degraded",
-    "proxy_dial_failed",
-    "proxy_failed",
-    "proxy_flow_evicted",
-    "proxy_overflow",
-    "proxy_tls_binding",
-    "proxy_tls_failed",
-    "proxy_tls_untrusted",
-    "mock_call",
-    "step",
-    "stdout",
-    "stderr",
-];
-
-/// Fields of events, besides the names that protocols have for parts of requests and arguments of steps.
-const FIELDS: &[&str] = &[
-    "action",
-    "alert",
-    "api",
-    "args",
-    "armed_us",
-    "body",
-    "child",
-    "client_id",
-    "code",
-    "comm",
-    "command",
-    "count",
-    "delay_ms",
-    "duration_ms",
-    "duration_us",
-    "errno",
-    "error",
-    "fault",
-    "fd",
-    "group",
-    "headers",
-    "hits",
-    "interface",
-    "json",
-    "key",
-    "killed",
-    "label",
-    "line",
-    "local_port",
-    "mechanism",
-    "messages",
-    "metadata",
-    "method",
-    "offset",
-    "ok",
-    "partition",
-    "path",
-    "peer",
-    "pid",
-    "proto",
-    "query",
-    "reason",
-    "received_bytes",
-    "returned",
-    "route",
-    "rule",
-    "sent_bytes",
-    "seq",
-    "service",
-    "side",
-    "signal",
-    "size",
-    "status",
-    "syscall",
-    "targets",
-    "text",
-    "tid",
-    "time",
-    "topic",
-    "type",
-    "upstream",
-    "value",
-    "via",
-];
-
-/// The types of the kernel's events that `type=` selects.
+/// The types of events that `type=` selects.
 ///
 /// # Errors
-/// It selects no type at all.
-pub(super) fn kernel_types(kind: &str) -> Result<Vec<&'static str>, Problem> {
+/// It selects none.
+pub(super) fn types(kind: &str) -> Result<Vec<&'static str>, Problem> {
     let glob = Glob::new(kind, Dialect::Text)
         .map_err(|e| Problem::param("type", format!("`type`: {e}")))?;
-    let of = |types: &[&'static str]| -> Vec<&'static str> {
-        types.iter().copied().filter(|t| glob.matches(t)).collect()
-    };
-    let from_kernel = of(FROM_KERNEL);
-    if from_kernel.is_empty() && of(TYPES).is_empty() {
-        let all: Vec<&str> = TYPES.iter().chain(FROM_KERNEL).copied().collect();
+    let selected: Vec<&str> = types::all().filter(|t| glob.matches(t)).collect();
+    if selected.is_empty() {
+        let all: Vec<&str> = types::all().collect();
         return Err(
             Problem::param("type", format!("there is no event of type `{kind}`"))
                 .help(one_of(kind, &all)),
         );
     }
-    Ok(from_kernel)
+    Ok(selected)
 }
 
-/// Checks the value of `service=`.
+/// The services that `service=` selects.
 ///
 /// # Errors
-/// The spec has no such service.
-pub(super) fn check_service(world: &World, text: &str) -> Result<(), Problem> {
+/// The spec has none such.
+pub(super) fn services(world: &World, text: &str) -> Result<Vec<Arc<ServiceDecl>>, Problem> {
     let service = Glob::new(text, Dialect::Text)
         .map_err(|e| Problem::param("service", format!("`service`: {e}")))?;
     let declared = world.declared();
-    let names: Vec<&str> = declared
+    let selected: Vec<_> = declared
         .services
         .iter()
-        .map(|s| s.decl.name.as_str())
+        .filter(|s| service.matches(&s.decl.name))
+        .map(|s| s.decl.clone())
         .collect();
-    match names.iter().any(|name| service.matches(name)) {
+    if selected.is_empty() {
+        let all = declared.services.iter().map(|s| s.decl.name.as_str());
+        return Err(
+            Problem::param("service", format!("there is no service `{text}`"))
+                .help(one_of(text, &all.collect::<Vec<_>>())),
+        );
+    }
+    Ok(selected)
+}
+
+/// Checks that somebody sees what is asked for, if that is only what services print.
+///
+/// # Errors
+/// No service that is meant has such a stream observed.
+pub(super) fn check_streams(
+    types: &[&str],
+    services: &[Arc<ServiceDecl>],
+    named: Option<&str>,
+) -> Result<(), Problem> {
+    let printed = |t: &&str| matches!(*t, "stdout" | "stderr");
+    let seen = services
+        .iter()
+        .any(|s| s.observe.iter().any(|o| types.contains(&o.as_str())));
+    if seen || !types.iter().all(printed) {
+        return Ok(());
+    }
+    let streams: Vec<String> = types.iter().map(|t| format!("\"{t}\"")).collect();
+    let whose = match named {
+        Some(name) => format!("of service `{name}`"),
+        None => "of any service".to_owned(),
+    };
+    Err(Problem::param(
+        "type",
+        format!("nobody observes `{}` {whose}", types.join("` or `")),
+    )
+    .help(format!(
+        "say observe=[{}] where the service is declared: its lines become events then",
+        streams.join(", ")
+    )))
+}
+
+/// The fields that events of these types can have, about these services or any.
+pub(super) fn fields(
+    world: &World,
+    types: &[&str],
+    named: Option<&[Arc<ServiceDecl>]>,
+) -> Vec<&'static str> {
+    let spoken = |kind: &str| -> Vec<&'static ProtocolDoc> {
+        let Some(services) = named else {
+            return world.protocols().map(|p| p.doc()).collect();
+        };
+        let meant = services
+            .iter()
+            .filter(|s| kind != mock_calls::KIND || is_mock(s));
+        let interfaces = meant.flat_map(|s| &s.interfaces);
+        interfaces
+            .filter_map(|i| Some(world.protocol(i.protocol)?.doc()))
+            .collect()
+    };
+    types
+        .iter()
+        .flat_map(|kind| types::fields(kind, &spoken(kind)))
+        .collect()
+}
+
+/// Checks the name of a field: events can have it.
+///
+/// # Errors
+/// No event that is meant can; `what` says which they are.
+pub(super) fn check_field(name: &str, fields: &[&'static str], what: &str) -> Result<(), Problem> {
+    let mut known = types::EVERY.to_vec();
+    known.extend(fields);
+    known.sort_unstable();
+    known.dedup();
+    match known.contains(&name) {
         true => Ok(()),
         false => Err(
-            Problem::param("service", format!("there is no service `{text}`"))
-                .help(one_of(text, &names)),
+            Problem::param(name, format!("no {what} has a field `{name}`"))
+                .help(one_of(name, &known)),
         ),
     }
 }
 
-/// Checks the name of a field: it is one that events have, or have had in this test.
-///
-/// # Errors
-/// No event has it.
-pub(super) fn check_field(world: &World, run: &RunState, name: &str) -> Result<(), Problem> {
-    if FIELDS.contains(&name) {
-        return Ok(());
-    }
-    let mut known: Vec<&str> = FIELDS.to_vec();
-    for protocol in world.protocols() {
-        let doc = protocol.doc();
-        let steps = doc.steps.iter().flat_map(|s| s.params);
-        known.extend(doc.matchers.iter().chain(steps).map(|p| p.name));
-    }
-    let seen = |name: &str| {
-        let mut events = run.host.events().since(0);
-        events.any(|e| e.fields.contains_key(name))
-    };
-    if known.contains(&name) || seen(name) {
-        return Ok(());
-    }
-    let help = match nearest(name, &known) {
-        Some(best) => {
-            format!("did you mean `{best}`? docs/language.md lists the fields of each type")
-        }
-        None => "docs/language.md lists the fields of each type".to_owned(),
-    };
-    Err(Problem::param(name, format!("no event has a field `{name}`")).help(help))
+/// Is it a mock?
+pub(super) fn is_mock(service: &ServiceDecl) -> bool {
+    matches!(service.launch, Launch::Mock { .. })
 }

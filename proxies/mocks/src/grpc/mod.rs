@@ -59,6 +59,11 @@ enum Messages {
     None,
 }
 
+/// What the server tells of a call.
+pub(crate) const CALL_FIELDS: &[&str] = &[
+    "method", "metadata", "json", "messages", "size", "code", "status",
+];
+
 static KEYWORDS: &[ParamDoc] = &[
     ParamDoc::opt(
         "body",

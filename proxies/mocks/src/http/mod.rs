@@ -136,6 +136,11 @@ impl Pattern {
     }
 }
 
+/// What [`Request::describe`] and the server tell of a call.
+pub(crate) const CALL_FIELDS: &[&str] = &[
+    "method", "path", "query", "headers", "body", "json", "status",
+];
+
 impl Request {
     /// As events and the spec's functions see it.
     fn describe(&self) -> Map<String, Value> {

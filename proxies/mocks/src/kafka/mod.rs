@@ -36,6 +36,21 @@ pub struct Request {
     pub subject: String,
 }
 
+/// What the server tells of a call: `server::describe`, `data::describe_record`, and of fetched records how many there were.
+pub(crate) const CALL_FIELDS: &[&str] = &[
+    "api",
+    "topic",
+    "group",
+    "client_id",
+    "partition",
+    "offset",
+    "count",
+    "key",
+    "value",
+    "json",
+    "headers",
+];
+
 static KEYWORDS: &[ParamDoc] = &[ParamDoc::opt(
     "error",
     Kind::Code,

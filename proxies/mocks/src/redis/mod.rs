@@ -131,6 +131,9 @@ impl Script for Redis {
     }
 }
 
+/// What [`describe`] tells of a call.
+pub(crate) const CALL_FIELDS: &[&str] = &["command", "args", "key"];
+
 /// A command as events and the spec's functions see it.
 fn describe(command: &Command) -> Map<String, serde_json::Value> {
     let mut map = Map::new();
