@@ -674,6 +674,25 @@ def test_known():
 }
 
 #[test]
+fn an_expectation_that_judges_nothing_is_refused() {
+    let spec = load(
+        r#"
+def works(): return api.get(path="/a")
+test("lazy", body=works, expect=lambda r: expect_error(status=500))
+test("function", body=works, expect=lambda r: works)
+test("called", body=works, expect=lambda r: expect_success()(r))
+"#,
+    );
+    refused(
+        &spec,
+        "lazy",
+        "the expectation returned expect_error(status=500) and judged nothing",
+    );
+    refused(&spec, "function", "judged nothing");
+    passes(&spec, "called");
+}
+
+#[test]
 fn branches_overlap_and_keep_their_order() {
     let spec = load(
         r#"

@@ -19,6 +19,7 @@ use super::convert::{alloc_json, json_of};
 use super::generate::generate_declared;
 use super::host::Host;
 use super::locate::{spot, verdict};
+use super::params::is_callable;
 use super::problem::{Place, Problem};
 use super::values::expectation::Expectation;
 use super::{BodyVerdict, Transcript};
@@ -133,6 +134,20 @@ pub fn run(
         if let Some((expect, place)) = &body.expect {
             let expect = function(world, eval, *expect)?;
             let judged = eval.eval_function(expect, &[value], &[])?;
+            // It would judge nothing, and the test would pass whatever happened.
+            if is_callable(judged) {
+                let text = judged.to_str();
+                return Err(Problem {
+                    place: place.clone(),
+                    ..Problem::call(format!("the expectation returned {text} and judged nothing"))
+                }
+                .help(match Expectation::from_value(judged) {
+                    Some(_) => format!("write {text} without the lambda, or call it with what the lambda got: {text}(r)"),
+                    None => "an expectation judges what it is called with: it asserts, or returns True or False".to_owned(),
+                })
+                .at(site)
+                .into());
+            }
             // A lambda that says True or False has asserted something, and one that says False fails like one that raises.
             if let Some(holds) = judged.unpack_bool() {
                 if Expectation::from_value(expect).is_none() {
