@@ -8,11 +8,15 @@ use crate::plan::report::Blame;
 use crate::plan::{Outcome, Reason, SpecPos};
 use crate::spec::BodyVerdict;
 
-/// How often one assumption fired over a whole test, all its parts and applications together.
+/// How often one rule of an assumption fired over a whole test, all its applications together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FaultUse {
     /// The assumption's name.
     pub name: String,
+    /// The rule as written.
+    pub rule: String,
+    /// The service or the interface that it is on.
+    pub target: String,
     /// How many calls it decided, delayed or changed.
     pub hits: u64,
 }
@@ -39,9 +43,9 @@ pub struct Evidence {
     pub ending: Ending,
     /// `expect_hang(after=)`.
     pub expected_hang: Option<Duration>,
-    /// Every assumption that was in force.
+    /// Every rule that was in force.
     pub faults: Vec<FaultUse>,
-    /// A fault that never fired turns a pass into `bypassed`.
+    /// A fault of which a rule never fired turns a pass into `bypassed`.
     pub require_faults_fire: bool,
     /// How many assertions were evaluated.
     pub assertions: u64,
@@ -68,19 +72,21 @@ pub struct Verdict {
 pub fn decide(evidence: &Evidence) -> Verdict {
     let (mut outcome, mut reason) = by_ending(evidence);
     let mut notes = vec![];
-    let idle: Vec<&str> = evidence
-        .faults
-        .iter()
-        .filter(|f| f.hits == 0)
-        .map(|f| f.name.as_str())
-        .collect();
+    let (idle, partly) = idle(&evidence.faults);
     if outcome == Outcome::Passed {
-        if !idle.is_empty() && evidence.require_faults_fire {
+        if evidence.require_faults_fire && !(idle.is_empty() && partly.is_empty()) {
             outcome = Outcome::Bypassed;
-            let mut why = Reason::new(
-                format!("{} never fired", names("fault", &idle)),
-                Blame::Test,
-            );
+            let mut said = vec![];
+            if !idle.is_empty() {
+                said.push(format!("{} never fired", names("fault", &idle)));
+            }
+            said.extend(partly.iter().map(|rule| {
+                format!(
+                    "of fault `{}`, {} on {} never fired",
+                    rule.name, rule.rule, rule.target
+                )
+            }));
+            let mut why = Reason::new(said.join("; "), Blame::Test);
             why.help = Some(
                 "the traffic of this test never met its matchers: check target, matchers and what the scenario does"
                     .into(),
@@ -108,6 +114,19 @@ pub fn decide(evidence: &Evidence) -> Verdict {
         reason,
         notes,
     }
+}
+
+/// The assumptions of which nothing fired, and the rules that did not of those of which something did.
+fn idle(faults: &[FaultUse]) -> (Vec<&str>, Vec<&FaultUse>) {
+    let (mut whole, mut partly) = (vec![], vec![]);
+    for rule in faults.iter().filter(|f| f.hits == 0) {
+        if faults.iter().any(|f| f.name == rule.name && f.hits > 0) {
+            partly.push(rule);
+        } else if !whole.contains(&rule.name.as_str()) {
+            whole.push(rule.name.as_str());
+        }
+    }
+    (whole, partly)
 }
 
 fn by_ending(evidence: &Evidence) -> (Outcome, Option<Reason>) {
@@ -237,16 +256,16 @@ mod tests {
     }
 
     fn idle() -> Vec<FaultUse> {
-        vec![
-            FaultUse {
-                name: "a".into(),
-                hits: 0,
-            },
-            FaultUse {
-                name: "b".into(),
-                hits: 3,
-            },
-        ]
+        vec![rule("a", 0), rule("b", 3), rule("a", 0)]
+    }
+
+    fn rule(name: &str, hits: u64) -> FaultUse {
+        FaultUse {
+            name: name.into(),
+            rule: "error(path=\"/x\")".into(),
+            target: "api.http".into(),
+            hits,
+        }
     }
 
     #[test]
@@ -279,6 +298,28 @@ mod tests {
         e.ending = body(Outcome::Failed);
         let v = decide(&e);
         assert_eq!((v.outcome, v.notes.len()), (Outcome::Failed, 1));
+    }
+
+    #[test]
+    fn each_rule_of_a_required_fault_must_fire() {
+        let mut e = evidence(body(Outcome::Passed));
+        e.faults = vec![rule("a", 2), rule("a", 0)];
+        let v = decide(&e);
+        assert_eq!((v.outcome, v.notes.len()), (Outcome::Passed, 0));
+        e.require_faults_fire = true;
+        let v = decide(&e);
+        assert_eq!(v.outcome, Outcome::Bypassed);
+        let message = v.reason.unwrap().message;
+        assert_eq!(
+            message,
+            "of fault `a`, error(path=\"/x\") on api.http never fired"
+        );
+        e.faults.push(rule("b", 0));
+        let message = decide(&e).reason.unwrap().message;
+        assert!(
+            message.starts_with("fault `b` never fired; of fault `a`"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -242,7 +242,7 @@ impl TestHost {
             .collect()
     }
 
-    /// How often each assumption has fired over the whole test, for the verdict; exceptions (`allow()`) do not fire.
+    /// How often each rule of each assumption has fired over the whole test, for the verdict; exceptions (`allow()`) do not fire.
     pub fn fault_uses(&self) -> Vec<FaultUse> {
         let mut uses: Vec<FaultUse> = vec![];
         for part in self.armed().iter().flat_map(|set| set.parts.iter()) {
@@ -250,11 +250,22 @@ impl TestHost {
             {
                 continue;
             }
+            let rule = match &part.kind {
+                Kind::Cut(cut) => &cut.decl.text,
+                Kind::Syscall(rule, _) => &rule.rule.text,
+                Kind::Protocol(rule, _) => &rule.rule.text,
+            };
             let hits = part.hits(self.watch());
-            match uses.iter_mut().find(|u| u.name == part.origin) {
+            // An assumption that is applied again is the same one.
+            let same = |u: &&mut FaultUse| {
+                u.name == part.origin && u.target == part.target && u.rule == *rule
+            };
+            match uses.iter_mut().find(same) {
                 Some(seen) => seen.hits += hits,
                 None => uses.push(FaultUse {
                     name: part.origin.clone(),
+                    rule: rule.clone(),
+                    target: part.target.clone(),
                     hits,
                 }),
             }
