@@ -572,6 +572,17 @@ fn json_merges_the_meters_of_all_tests() {
 #[test]
 fn junit_document() {
     let xml = junit::render(&every_outcome()).unwrap();
+#[test]
+fn junit_holds_nothing_that_xml_cannot() {
+    let mut run = every_outcome();
+    let odd = "a\u{fffe}b\u{ffff}c\u{1}d\u{1f600}";
+    run.notes.push(odd.into());
+    run.tests[0].prints.push(odd.into());
+    let xml = junit::render(&run).unwrap();
+    assert_eq!(xml.matches("a\u{fffd}b\u{fffd}cd\u{1f600}").count(), 2);
+    assert!(!xml.contains(['\u{fffe}', '\u{ffff}']), "{xml}");
+}
+
     golden("report.xml", &xml);
     assert!(!xml.contains('\x1b'), "XML 1.0 has no escape character");
 }

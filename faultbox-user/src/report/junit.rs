@@ -14,7 +14,7 @@ use crate::plan::{Outcome, TestReport};
 /// The document as text.
 ///
 /// # Errors
-/// The writer's; not for want of valid text: what XML cannot hold is dropped.
+/// The writer's; not for want of valid text: what XML cannot hold is dropped or replaced.
 pub fn render(report: &RunReport) -> Result<String, SerializeError> {
     let mut suite = TestSuite::new(report.spec.as_str());
     suite.set_time(duration(report.duration_ms));
@@ -31,7 +31,17 @@ pub fn render(report: &RunReport) -> Result<String, SerializeError> {
     let mut document = Report::new("faultbox");
     document.set_time(duration(report.duration_ms));
     document.add_test_suite(suite);
-    document.to_string()
+    let text = document.to_string()?;
+    // The writer lets two characters through that would make every reader refuse the whole document.
+    Ok(match text.contains(|c| !is_char(c)) {
+        true => text.replace(|c| !is_char(c), "\u{fffd}"),
+        false => text,
+    })
+}
+
+/// XML 1.0, section 2.2, production 2.
+fn is_char(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
 }
 
 fn case(report: &RunReport, test: &TestReport) -> TestCase {
