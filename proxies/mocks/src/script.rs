@@ -203,44 +203,50 @@ impl<S: Script> Routes<S> {
         &self,
         request: &S::Request,
         or_default: bool,
-        describe: impl FnOnce() -> Value,
+        describe: impl FnOnce() -> Value + Send,
     ) -> Found<S::Reply> {
+        let mut describe = Some(describe);
+        let mut shown = Value::Null;
         let routed = self
             .routes
             .iter()
             .filter(|(_, pattern, _)| self.script.selects(pattern, request))
-            .find_map(|(text, _, sequence)| Some((Some(text.clone()), sequence.next()?)));
+            .map(|(text, _, sequence)| (Some(text), sequence));
         let default = self.default.as_ref().filter(|_| or_default);
-        let chosen = routed.or_else(|| Some((None, default?.next()?)));
-        let nothing = |route, failed| Found {
-            route,
-            reply: None,
-            failed,
-        };
-        match chosen {
-            None => nothing(None, None),
-            Some((route, Step::Reply(reply))) => Found {
-                route,
-                reply: Some(reply.clone()),
-                failed: None,
-            },
-            Some((route, Step::Function(id))) => {
-                let made = match self.functions.call(*id, describe()).await {
-                    Ok(None) => Ok(None),
-                    Ok(Some(reply)) => ready(&self.script, &reply)
-                        .map(|reply| Some(Arc::new(reply)))
-                        .map_err(|e| format!("what it returned is no reply: {}", e.message)),
-                    Err(why) => Err(why),
-                };
-                match made {
-                    Ok(reply) => Found {
-                        route,
-                        reply,
-                        failed: None,
-                    },
-                    Err(why) => nothing(route, Some(why)),
+        for (route, sequence) in routed.chain(default.map(|sequence| (None, sequence))) {
+            let found = |reply, failed| Found {
+                route: route.cloned(),
+                reply,
+                failed,
+            };
+            match sequence.next() {
+                None => {}
+                Some(Step::Reply(reply)) => return found(Some(reply.clone()), None),
+                Some(Step::Function(id)) => {
+                    if let Some(describe) = describe.take() {
+                        shown = describe();
+                    }
+                    match self.functions.call(*id, shown.clone()).await {
+                        // As if the route were not there.
+                        Ok(None) => {}
+                        Ok(Some(reply)) => {
+                            return match ready(&self.script, &reply) {
+                                Ok(reply) => found(Some(Arc::new(reply)), None),
+                                Err(e) => found(
+                                    None,
+                                    Some(format!("what it returned is no reply: {}", e.message)),
+                                ),
+                            };
+                        }
+                        Err(why) => return found(None, Some(why)),
+                    }
                 }
             }
+        }
+        Found {
+            route: None,
+            reply: None,
+            failed: None,
         }
     }
 }

@@ -238,7 +238,7 @@ impl Server {
         request: &Request,
         subject: &str,
         or_default: bool,
-        describe: impl FnOnce() -> Value,
+        describe: impl FnOnce() -> Value + Send,
     ) -> Verdict {
         let asked = Asked {
             api: request.api.name,
