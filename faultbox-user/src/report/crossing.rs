@@ -121,10 +121,9 @@ fn word(cell: &Option<Cell>) -> String {
         Outcome::Passed => "ok".to_owned(),
         other => other.name().to_uppercase(),
     };
-    let runs = if cell.runs > 1 {
-        format!(" {}/{}", cell.passed, cell.runs)
-    } else {
-        String::new()
+    let runs = match cell.runs {
+        0 | 1 => String::new(),
+        runs => format!(" {} of {runs}", cell.count),
     };
     format!("{word}{runs} {}", text::millis(cell.duration_ms))
 }

@@ -8,8 +8,8 @@ use crate::plan::{Outcome, TestKind, TestReport};
 pub struct Cell {
     /// The worst of its runs.
     pub outcome: Outcome,
-    /// How many runs passed.
-    pub passed: usize,
+    /// How many runs ended so.
+    pub count: usize,
     /// How many runs there were.
     pub runs: usize,
     /// The longest run's wall time.
@@ -108,20 +108,25 @@ fn grid(report: &RunReport, matrix: usize, layout: &MatrixLayout) -> Option<Grid
 
 fn summarize<'a>(runs: impl Iterator<Item = &'a TestReport>) -> Option<Cell> {
     runs.fold(None, |cell: Option<Cell>, run| {
-        let passed = usize::from(run.outcome == Outcome::Passed);
-        Some(match cell {
-            None => Cell {
+        let Some(cell) = cell else {
+            return Some(Cell {
                 outcome: run.outcome,
-                passed,
+                count: 1,
                 runs: 1,
                 duration_ms: run.duration_ms,
-            },
-            Some(cell) => Cell {
-                outcome: worse(cell.outcome, run.outcome),
-                passed: cell.passed + passed,
-                runs: cell.runs + 1,
-                duration_ms: cell.duration_ms.max(run.duration_ms),
-            },
+            });
+        };
+        let outcome = worse(cell.outcome, run.outcome);
+        let before = if outcome == cell.outcome {
+            cell.count
+        } else {
+            0
+        };
+        Some(Cell {
+            outcome,
+            count: before + usize::from(outcome == run.outcome),
+            runs: cell.runs + 1,
+            duration_ms: cell.duration_ms.max(run.duration_ms),
         })
     })
 }
