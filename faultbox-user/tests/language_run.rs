@@ -693,6 +693,31 @@ test("called", body=works, expect=lambda r: expect_success()(r))
 }
 
 #[test]
+fn values_reach_a_step_as_they_are_or_not_at_all() {
+    let spec = load(
+        r#"
+def test_large(): api.post(path="/", body={"ids": [18446744073709551615, b"text"]})
+def test_bytes(): api.post(path="/", body={"ids": [1, b"\xff"]})
+def test_status(): fault(api.http, error(status=18446744073709551615), run=lambda: 1)
+def test_too_large(): api.post(path="/", body=[18446744073709551616])
+"#,
+    );
+    let host = passes(&spec, "test_large");
+    let calls = host.calls().join("\n");
+    let sent = r#"{"ids":[18446744073709551615,"text"]}"#;
+    assert!(calls.contains(sent), "{calls}");
+    let why = "bytes in a list or a dict must be UTF-8 text (at [\"ids\"][1])";
+    refused(&spec, "test_bytes", why);
+    refused(
+        &spec,
+        "test_too_large",
+        "does not fit into 64 bits (at [0])",
+    );
+    let why = "expected int in 100..999, got 18446744073709551615";
+    refused(&spec, "test_status", why);
+}
+
+#[test]
 fn branches_overlap_and_keep_their_order() {
     let spec = load(
         r#"

@@ -35,10 +35,8 @@ pub fn arg_of(value: Value) -> Result<Arg, String> {
     if let Some(float) = value.downcast_ref::<StarlarkFloat>() {
         return Ok(Arg::Float(float.0));
     }
-    if value.get_type() == "int" {
-        return int_of(value)
-            .map(Arg::Int)
-            .ok_or_else(|| format!("{value} does not fit into 64 bits"));
+    if let Some(int) = int_of(value) {
+        return Ok(Arg::Int(int));
     }
     if let Some(bytes) = value.downcast_ref::<StarlarkBytes>() {
         return Ok(Arg::Bytes(bytes.as_bytes().to_vec()));
@@ -63,21 +61,53 @@ pub fn int_of(value: Value) -> Option<i64> {
     i64::unpack_value(value).ok().flatten()
 }
 
-/// A value as JSON. Responses and events become objects; bytes become text, invalid UTF-8 replaced.
+/// A value as JSON. Responses and events become objects; bytes become text.
 ///
 /// # Errors
-/// What JSON cannot hold, as a lower-case fragment.
+/// What JSON cannot hold and where in the value it is, as a lower-case fragment.
 pub fn json_of(value: Value) -> Result<Json, String> {
-    json_at(value, 0)
+    json_at(value, 0).map_err(|unfit| match unfit.at.as_deref() {
+        None | Some("") => unfit.why,
+        Some(at) => format!("{} (at {at})", unfit.why),
+    })
 }
 
-fn json_at(value: Value, depth: usize) -> Result<Json, String> {
+/// What JSON cannot hold.
+struct Unfit {
+    why: String,
+    /// Where it is, as the spec would get at it: `["ids"][3]`; `None`: that would say nothing.
+    at: Option<String>,
+}
+
+impl From<String> for Unfit {
+    fn from(why: String) -> Unfit {
+        Unfit {
+            why,
+            at: Some(String::new()),
+        }
+    }
+}
+
+impl Unfit {
+    fn within(self, place: impl std::fmt::Display) -> Unfit {
+        Unfit {
+            at: self.at.map(|at| format!("[{place}]{at}")),
+            ..self
+        }
+    }
+}
+
+fn json_at(value: Value, depth: usize) -> Result<Json, Unfit> {
     if depth > MAX_DEPTH {
-        return Err(format!("the value nests deeper than {MAX_DEPTH} levels"));
+        return Err(Unfit {
+            why: format!("the value nests deeper than {MAX_DEPTH} levels"),
+            at: None,
+        });
     }
     let all = |items: &mut dyn Iterator<Item = Value>| {
         items
-            .map(|v| json_at(v, depth + 1))
+            .enumerate()
+            .map(|(i, v)| json_at(v, depth + 1).map_err(|e| e.within(i)))
             .collect::<Result<Vec<_>, _>>()
             .map(Json::Array)
     };
@@ -93,17 +123,24 @@ fn json_at(value: Value, depth: usize) -> Result<Json, String> {
     if let Some(float) = value.downcast_ref::<StarlarkFloat>() {
         return Number::from_f64(float.0)
             .map(Json::Number)
-            .ok_or_else(|| format!("{value} is no JSON number"));
+            .ok_or_else(|| format!("{value} is no JSON number").into());
     }
     if value.get_type() == "int" {
+        // Databases count on where a signed number ends.
+        let unsigned = || u64::unpack_value(value).ok().flatten().map(Json::from);
         return int_of(value)
             .map(Json::from)
-            .ok_or_else(|| format!("{value} does not fit into 64 bits"));
+            .or_else(unsigned)
+            .ok_or_else(|| format!("{value} does not fit into 64 bits").into());
     }
     if let Some(bytes) = value.downcast_ref::<StarlarkBytes>() {
-        return Ok(Json::from(
-            String::from_utf8_lossy(bytes.as_bytes()).into_owned(),
-        ));
+        // Other bytes put in their place would be a silent change of what is tested.
+        return match str::from_utf8(bytes.as_bytes()) {
+            Ok(text) => Ok(Json::from(text)),
+            Err(_) => Err("bytes in a list or a dict must be UTF-8 text"
+                .to_owned()
+                .into()),
+        };
     }
     if let Some(list) = ListRef::from_value(value) {
         return all(&mut list.iter());
@@ -118,20 +155,21 @@ fn json_at(value: Value, depth: usize) -> Result<Json, String> {
                 Some(text) => text.to_owned(),
                 None if matches!(key.get_type(), "int" | "bool" | "float") => key.to_str(),
                 None => {
-                    return Err(format!(
-                        "a {} cannot be a key of a JSON object",
-                        kind_of(key)
-                    ));
+                    let why = format!("{} cannot be a key of a JSON object", kind_of(key));
+                    return Err(why.into());
                 }
             };
-            map.insert(key, json_at(item, depth + 1)?);
+            let item = json_at(item, depth + 1).map_err(|e| e.within(format_args!("{key:?}")))?;
+            map.insert(key, item);
         }
         return Ok(Json::Object(map));
     }
     if let Some(fields) = StructRef::from_value(value) {
         let mut map = Map::new();
         for (key, item) in fields.iter() {
-            map.insert(key.as_str().to_owned(), json_at(item, depth + 1)?);
+            let key = key.as_str();
+            let item = json_at(item, depth + 1).map_err(|e| e.within(format_args!("{key:?}")))?;
+            map.insert(key.to_owned(), item);
         }
         return Ok(Json::Object(map));
     }
@@ -144,7 +182,7 @@ fn json_at(value: Value, depth: usize) -> Result<Json, String> {
     if let Some(event) = EventValue::from_value(value) {
         return Ok(event.json());
     }
-    Err(format!("{} cannot be JSON", kind_of(value)))
+    Err(format!("{} cannot be JSON", kind_of(value)).into())
 }
 
 /// JSON as a value.

@@ -36,6 +36,8 @@ impl Arg {
             Arg::Str(_) => "string",
             Arg::Bytes(_) => "bytes",
             Arg::Json(serde_json::Value::Array(_)) => "list",
+            // Beyond what `Int` holds.
+            Arg::Json(serde_json::Value::Number(_)) => "int",
             Arg::Json(_) => "dict",
             Arg::Duration(_) => "duration",
             Arg::Service(_) => "service",

@@ -198,6 +198,9 @@ impl Kind {
             (Kind::Code, Arg::Int(i)) => Ok(Arg::Str(i.to_string())),
             (Kind::Int(low, high), Arg::Int(i)) if (*low..=*high).contains(&i) => Ok(Arg::Int(i)),
             (Kind::Int(..), Arg::Int(i)) => Err(format!("expected {}, got {i}", self.describe())),
+            (Kind::Int(..), Arg::Json(serde_json::Value::Number(n))) => {
+                Err(format!("expected {}, got {n}", self.describe()))
+            }
             (Kind::Bool, a @ Arg::Bool(_)) => Ok(a),
             (Kind::Duration, Arg::Str(s)) => duration::parse_duration(&s).map(Arg::Duration),
             (Kind::Duration, Arg::Int(i)) => duration::seconds(i as f64).map(Arg::Duration),

@@ -154,6 +154,8 @@ mod wire {
             Value::String(s) => Arg::Str(s),
             Value::Number(n) => match n.as_i64() {
                 Some(i) => Arg::Int(i),
+                // As a float it would lose its last digits.
+                None if n.is_u64() => Arg::Json(n.into()),
                 None => Arg::Float(n.as_f64()?),
             },
             list @ (Value::Array(_) | Value::Object(_)) => Arg::Json(list),
@@ -172,6 +174,7 @@ mod tests {
             args: vec![
                 ("status".into(), Arg::Int(201)),
                 ("json".into(), Arg::Json(json!({"a": [1, null]}))),
+                ("large".into(), Arg::Json(json!(u64::MAX))),
                 ("body".into(), Arg::Bytes(vec![0, 255])),
                 ("delay".into(), Arg::Float(0.5)),
                 ("value".into(), Arg::None),
