@@ -623,6 +623,43 @@ def test_bad():
     assert_eq!(output.status.code(), Some(1));
 }
 
+/// A service that gives up because it cannot print is not to blame for it.
+#[test]
+fn a_full_disk_under_the_logs_is_the_environments() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: needs root to mount a small disk");
+        return;
+    }
+    let bench = Bench::new(
+        r#"
+s = service("s", "/bin/sh", interface("main", "tcp", 0), args=["-c", "echo ready || exit 120; exec sleep 100"], healthcheck=ready(timeout="20s"))
+def test_it():
+    pass
+"#,
+    );
+    let logs = bench.path("logs");
+    std::fs::create_dir(&logs).unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size=64k none {logs} && (dd if=/dev/zero of={logs}/rest bs=4k 2>/dev/null; cd {dir} && exec timeout 60 {exe} test --keep-logs {logs} --format json)",
+        logs = logs.display(),
+        dir = bench.path("").display(),
+        exe = env!("CARGO_BIN_EXE_faultbox"),
+    );
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .env("TMPDIR", bench.tmp())
+        .output()
+        .unwrap();
+    let doc: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    let reason = doc["tests"][0]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("is full: service `s` exited with status 120"),
+        "{reason}"
+    );
+    assert_eq!(output.status.code(), Some(3), "{doc:#}");
+}
+
 /// What a filter may name is what is recorded: every event that these tests make is held against the table.
 #[test]
 fn events_have_the_fields_of_their_type_and_no_others() {

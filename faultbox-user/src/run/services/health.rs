@@ -89,10 +89,11 @@ impl Checker {
                 return Err(Reason::new("interrupted", Blame::Test));
             }
             if let Some(ended) = service.and_then(Service::ended) {
-                return Err(Reason::new(
+                let reason = Reason::new(
                     format!("service `{}` {ended} before it was ready", decl.name),
                     Blame::Test,
-                ));
+                );
+                return Err(unless_full(reason, service));
             }
             let now = Instant::now();
             if now >= deadline {
@@ -115,7 +116,7 @@ impl Checker {
                     "see the log of `{}`; a slow start may need a larger `timeout=`",
                     decl.name
                 ));
-                return Err(reason);
+                return Err(unless_full(reason, service));
             }
             earlier = Some(error);
             let until = (now + pause).min(deadline);
@@ -340,6 +341,24 @@ impl Checker {
             }
         }
     }
+}
+
+/// A service that cannot write its log has failed for that, as far as can be known: most give up when standard output does.
+fn unless_full(reason: Reason, service: Option<&Service>) -> Reason {
+    let Some(folder) = service.and_then(|s| s.log().full()) else {
+        return reason;
+    };
+    let mut full = Reason::new(
+        format!(
+            "the disk of {}, where services write their logs, is full: {}",
+            folder.display(),
+            reason.message
+        ),
+        Blame::Environment,
+    );
+    full.help =
+        Some("make room there, or set TMPDIR (or --keep-logs) to a folder that has some".into());
+    full
 }
 
 /// Why an answer at the interface of a `ready()` check does not count: a process that is none of the service's listens there.

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::geteuid;
 use serde_json::json;
 
 use crate::events::EventLog;
@@ -68,6 +70,7 @@ impl Log {
                     stream: stream.clone(),
                     service: service.to_owned(),
                     reader: File::open(&raw)?,
+                    path: raw,
                     into: Arc::new(into.into()),
                     log: file.try_clone()?,
                     events: events.clone(),
@@ -94,6 +97,21 @@ impl Log {
             .iter()
             .find(|o| o.stream == stream)
             .map_or_else(|| self.file.clone(), |o| o.into.clone())
+    }
+
+    /// The folder of a file of this log that can no longer grow, for want of room on its disk.
+    pub fn full(&self) -> Option<&Path> {
+        let observed = self.observed.iter().map(|o| o.path.as_path());
+        let mut folders = observed
+            .chain([self.path.as_path()])
+            .filter_map(Path::parent);
+        folders.find(|folder| {
+            statvfs(*folder).is_ok_and(|disk| match geteuid().is_root() {
+                // What file systems keep back is for it.
+                true => disk.blocks_free() == 0,
+                false => disk.blocks_available() == 0,
+            })
+        })
     }
 
     /// Turns what observed streams have brought since the last call into events. Cheap when there is nothing.
@@ -235,6 +253,7 @@ fn show_line(line: &[u8], cap: usize) -> String {
 /// A stream whose lines become events.
 #[derive(Debug)]
 struct Observed {
+    path: PathBuf,
     stream: String,
     service: String,
     into: Arc<OwnedFd>,
