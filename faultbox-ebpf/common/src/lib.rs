@@ -15,8 +15,11 @@ pub const REFUSALS: usize = 16;
 /// Buckets of a latency histogram: two per power of two, from 1 ns to 2^32 ns (4.3 s); what is longer counts in the last.
 pub const BUCKETS: usize = 64;
 
-/// The longest path that a record carries, its terminating zero included. Longer ones are cut, and `truncated` says so.
-pub const PATH: usize = 256;
+/// The longest path that the kernel takes, its terminating zero included (PATH_MAX in linux/limits.h).
+pub const PATH: usize = 4096;
+
+/// Marks the number of a 32-bit call on a 64-bit machine, which has numbers of its own.
+pub const COMPAT: u32 = 1 << 31;
 
 /// A service of a run, found by its cgroup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -307,7 +310,7 @@ pub struct CallRecord {
     pub duration_ns: u64,
 }
 
-/// A call that names a file returned.
+/// A call that names a file returned. What streams ends with the last byte of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct OpenRecord {
@@ -315,7 +318,7 @@ pub struct OpenRecord {
     pub call: CallRecord,
     /// Where a relative path starts: a descriptor, or AT_FDCWD.
     pub directory: i32,
-    /// How much of `path` is filled, its terminating zero included; 0 if the path could not be read.
+    /// How much of `path` there is, its terminating zero included; 0 if the path could not be read.
     pub length: u32,
     /// As the program wrote it.
     pub path: [u8; PATH],

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user_str_bytes};
 use aya_ebpf::macros::{btf_map, fentry, fexit, raw_tracepoint};
 use aya_ebpf::programs::{FEntryContext, FExitContext, RawTracePointContext};
-use faultbox_ebpf_common::{CallKey, CallRecord, CallStats, OpenRecord, PATH, Service, bucket, kind, lost, want};
+use faultbox_ebpf_common::{COMPAT, CallKey, CallRecord, CallStats, OpenRecord, PATH, Service, bucket, kind, lost, want};
 
 use aya_ebpf::btf_maps::PerCpuArray;
 
@@ -56,6 +56,26 @@ pub fn done(context: FExitContext) -> i32 {
         if !returned(thread, context.arg(2)) && thread.service.slot != 0 {
             stream::lose(&thread.service, lost::NOT_RUN);
         }
+    }
+    0
+}
+
+/// A 32-bit system call begins: `long ia32_sys_call(const struct pt_regs *regs, unsigned int nr)`, arch/x86/entry/syscall_32.c.
+#[fentry(function = "ia32_sys_call")]
+pub fn called32(context: FEntryContext) -> i32 {
+    if let Some(thread) = thread() {
+        let nr: u32 = context.arg(1);
+        entered(thread, (nr | COMPAT).into(), context.arg(0));
+    }
+    0
+}
+
+/// It returns.
+#[fexit(function = "ia32_sys_call")]
+pub fn done32(context: FExitContext) -> i32 {
+    if let Some(mut thread) = THREADS.get() {
+        // SAFETY: as in `thread`.
+        returned(unsafe { thread.as_mut() }, context.arg(2));
     }
     0
 }
@@ -216,5 +236,5 @@ fn opened(thread: &Thread, value: i64, took: u64) {
     // SAFETY: the helper checks the address.
     record.length = unsafe { bpf_probe_read_user_str_bytes(thread.path as *const u8, &mut record.path) }
         .map_or(0, |text| (text.len() + 1).min(PATH) as u32);
-    stream::send(&thread.service, record);
+    stream::send_path(&thread.service, record);
 }

@@ -22,6 +22,21 @@ static TASK_TGID: u32 = 0;
 /// Offset of `exit_code` in `struct task_struct`.
 #[unsafe(no_mangle)]
 static TASK_EXIT_CODE: u32 = 0;
+/// Offset of `signal` in `struct task_struct`.
+#[unsafe(no_mangle)]
+static TASK_SIGNAL: u32 = 0;
+/// Offset of `group_leader` in `struct task_struct`.
+#[unsafe(no_mangle)]
+static TASK_LEADER: u32 = 0;
+/// Offset of `live` in `struct signal_struct`: how many threads have not ended.
+#[unsafe(no_mangle)]
+static SIGNAL_LIVE: u32 = 0;
+/// Offset of `flags` in `struct signal_struct`.
+#[unsafe(no_mangle)]
+static SIGNAL_FLAGS: u32 = 0;
+/// Offset of `group_exit_code` in `struct signal_struct`.
+#[unsafe(no_mangle)]
+static SIGNAL_EXIT_CODE: u32 = 0;
 /// Offset of `filename` in `struct linux_binprm`.
 #[unsafe(no_mangle)]
 static BINPRM_FILENAME: u32 = 0;
@@ -97,26 +112,52 @@ pub fn exec(context: RawTracePointContext) -> i32 {
             .map_or(0, |text| (text.len() + 1).min(PATH) as u32),
         None => 0,
     };
-    stream::send(&service, record);
+    stream::send_path(&service, record);
     0
 }
 
-/// A task ends, in its own context: `(struct task_struct *p)`.
+/// A task ends, in its own context: `(struct task_struct *p)`. What ends with its last thread is the process.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn end(context: RawTracePointContext) -> i32 {
     let Some(service) = service::current() else {
         return 0;
     };
-    let id = bpf_get_current_pid_tgid();
-    // The first thread stands for its process.
-    if service.wants & want::PROCESS == 0 || (id >> 32) as u32 != id as u32 {
+    if service.wants & want::PROCESS == 0 {
         return 0;
     }
     let task: *const u8 = context.arg(0);
+    let Some(status) = last_words(task) else {
+        return 0;
+    };
     let record = ProcessRecord {
         header: stream::header(kind::EXIT, &service),
-        value: field!(task, TASK_EXIT_CODE, i32).map_or(-1, i64::from),
+        value: status,
     };
     stream::send(&service, &record);
     0
+}
+
+/// SIGNAL_GROUP_EXIT in `flags` of `struct signal_struct` (include/linux/sched/signal.h): the process was told to end as a whole.
+const GROUP_EXIT: u32 = 4;
+
+/// The status of the process whose thread `task` ends, as wait(2) has it; -1 if the kernel does not let it be known; `None` if other
+/// threads go on.
+#[inline(always)]
+fn last_words(task: *const u8) -> Option<i64> {
+    let Some(signal) = field!(task, TASK_SIGNAL, *const u8) else {
+        // The first thread stands for its process.
+        let id = bpf_get_current_pid_tgid();
+        let first = (id >> 32) as u32 == id as u32;
+        return first.then(|| field!(task, TASK_EXIT_CODE, i32).map_or(-1, i64::from));
+    };
+    // Counted down before the tracepoint.
+    if field!(signal, SIGNAL_LIVE, i32)? != 0 {
+        return None;
+    }
+    let whole = field!(signal, SIGNAL_FLAGS, u32).is_some_and(|flags| flags & GROUP_EXIT != 0);
+    let status = match whole {
+        true => field!(signal, SIGNAL_EXIT_CODE, i32),
+        false => field!(task, TASK_LEADER, *const u8).and_then(|leader| field!(leader, TASK_EXIT_CODE, i32)),
+    };
+    Some(status.map_or(-1, i64::from))
 }

@@ -5,7 +5,7 @@ use core::arch::asm;
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_output,
 };
-use faultbox_ebpf_common::{Header, Service, lost};
+use faultbox_ebpf_common::{Header, OpenRecord, PATH, Service, lost};
 
 use crate::maps::{LOST, STREAMS};
 
@@ -65,16 +65,32 @@ pub fn header(kind: u32, service: &Service) -> Header {
 /// Puts a record into the service's ring, or counts it as lost.
 #[inline(always)]
 pub fn send<T>(service: &Service, record: &T) {
+    output(service, core::ptr::from_ref(record).cast(), size_of::<T>());
+}
+
+/// The same for one with a path, which need not be full.
+#[inline(always)]
+pub fn send_path(service: &Service, record: &OpenRecord) {
+    // The verifier wants to see a limit, and the compiler knows of one and would leave it out.
+    let mut length = core::hint::black_box(record.length) as usize;
+    if length > PATH {
+        length = PATH;
+    }
+    let size = size_of::<OpenRecord>() - PATH + length;
+    output(service, core::ptr::from_ref(record).cast(), size);
+}
+
+#[inline(always)]
+fn output(service: &Service, data: *const u8, size: usize) {
     let Some(ring) = STREAMS.get(service.ring) else {
         return;
     };
-    let data: *const T = record;
-    // SAFETY: the record is ours for the length of the call, which copies it.
+    // SAFETY: the record is the caller's for the length of the call, which copies it.
     let sent = unsafe {
         bpf_ringbuf_output(
             core::ptr::from_ref(ring).cast_mut().cast(),
             data.cast_mut().cast(),
-            size_of::<T>() as u64,
+            size as u64,
             0,
         )
     };

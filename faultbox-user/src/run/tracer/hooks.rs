@@ -33,6 +33,13 @@ const CALLS_AT_FUNCTION: &[Entry] = &[
 ];
 const EVERY_CALL: &str = "x64_sys_call";
 
+/// The calls of 32-bit programs, if the kernel runs such (CONFIG_IA32_EMULATION).
+const CALLS_AT_FUNCTION_32: &[Entry] = &[
+    (Feature::Calls, "called32", Hook::Function(EVERY_CALL_32)),
+    (Feature::Calls, "done32", Hook::Function(EVERY_CALL_32)),
+];
+const EVERY_CALL_32: &str = "ia32_sys_call";
+
 /// System calls, on all other kernels.
 const CALLS_AT_TRACEPOINTS: &[Entry] = &[
     (Feature::Calls, "enter", Hook::Tracepoint("sys_enter")),
@@ -102,6 +109,10 @@ impl Hooks {
         {
             let mut all = CALLS_AT_FUNCTION.iter();
             if all.all(|entry| self.hang(ebpf, entry, Some(&types)).is_ok()) {
+                for entry in CALLS_AT_FUNCTION_32 {
+                    // A kernel without it has no such calls.
+                    let _ = self.hang(ebpf, entry, Some(&types));
+                }
                 return Ok(());
             }
             self.lent.clear();

@@ -86,6 +86,20 @@ impl Kernel {
         let (pid, tgid) = (offset("task_struct", "pid"), offset("task_struct", "tgid"));
         let exit_code = offset("task_struct", "exit_code");
         let filename = offset("linux_binprm", "filename");
+        let mut signal = [
+            ("TASK_SIGNAL", offset("task_struct", "signal")),
+            ("TASK_LEADER", offset("task_struct", "group_leader")),
+            ("SIGNAL_LIVE", offset("signal_struct", "live")),
+            ("SIGNAL_FLAGS", offset("signal_struct", "flags")),
+            (
+                "SIGNAL_EXIT_CODE",
+                offset("signal_struct", "group_exit_code"),
+            ),
+        ];
+        if signal.iter().any(|(_, offset)| *offset == 0) {
+            // All or nothing.
+            signal = signal.map(|(name, _)| (name, 0));
+        }
         let refuses = chooses_errno();
         let level = level.unwrap_or(0);
         let jobs = u32::try_from(jobs).unwrap_or(u32::MAX).clamp(1, RINGS);
@@ -93,7 +107,11 @@ impl Kernel {
             Some(_) => debug::TALKATIVE,
             None => debug::SILENT,
         };
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for (name, offset) in &signal {
+            loader.override_global(name, offset, true);
+        }
+        let mut ebpf = loader
             // No program needs the kernel's types, and reading them all takes longer than loading.
             .btf(None)
             .override_global("LEVEL", &level, true)

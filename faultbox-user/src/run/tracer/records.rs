@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use faultbox_ebpf_common::{
-    Address, CallRecord, ConnectRecord, Header, OpenRecord, PATH, ProcessRecord, kind,
+    Address, COMPAT, CallRecord, ConnectRecord, Header, ProcessRecord, kind,
 };
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -60,8 +60,7 @@ pub(super) fn read(bytes: &[u8], service: impl Fn(u32) -> Option<String>) -> Opt
     let kind = match header.kind {
         kind::SYSCALL => {
             let call = reader.call(header)?;
-            let name = i64::try_from(call.nr).ok().and_then(names::syscall_name);
-            let name = name.map_or_else(|| call.nr.to_string(), str::to_owned);
+            let name = call_name(u32::try_from(call.nr).unwrap_or(u32::MAX));
             fields.insert("syscall".into(), name.into());
             returned(&mut fields, &call);
             "call"
@@ -106,6 +105,15 @@ pub(super) fn read(bytes: &[u8], service: impl Fn(u32) -> Option<String>) -> Opt
         fields,
         rule,
     })
+}
+
+/// A call's name as specs know it; those without one go by their number, and those of 32-bit programs on a 64-bit machine, whose numbers
+/// are others, by that.
+pub(super) fn call_name(nr: u32) -> String {
+    if nr & COMPAT != 0 {
+        return format!("compat_{}", nr & !COMPAT);
+    }
+    names::syscall_name(nr.into()).map_or_else(|| format!("syscall_{nr}"), str::to_owned)
 }
 
 /// What a call returned, as every event about one says it.
@@ -181,14 +189,21 @@ fn socket(address: &Address) -> String {
     SocketAddr::new(ip, port).to_string()
 }
 
-fn written_path(open: &OpenRecord) -> Option<String> {
-    let length = (open.length as usize).min(PATH).checked_sub(1)?;
-    Some(String::from_utf8_lossy(&open.path[..length]).into_owned())
+/// An [`OpenRecord`](faultbox_ebpf_common::OpenRecord), with as much of the path as there is.
+struct Open<'a> {
+    call: CallRecord,
+    directory: i32,
+    /// As the program wrote it; `None` if it could not be read.
+    written: Option<&'a [u8]>,
+}
+
+fn written_path(open: &Open<'_>) -> Option<String> {
+    Some(String::from_utf8_lossy(open.written?).into_owned())
 }
 
 /// The absolute path. A relative one is completed by what its directory is now, which a process may have changed since; symbolic links
 /// are as the program wrote them.
-fn opened_path(open: &OpenRecord) -> Option<String> {
+fn opened_path(open: &Open<'_>) -> Option<String> {
     let written = written_path(open)?;
     if written.starts_with('/') {
         return Some(written);
@@ -249,12 +264,14 @@ impl Reader<'_> {
         })
     }
 
-    fn open(&mut self, header: Header) -> Option<OpenRecord> {
-        Some(OpenRecord {
-            call: self.call(header)?,
-            directory: self.take().map(i32::from_ne_bytes)?,
-            length: self.u32()?,
-            path: self.take()?,
+    fn open(&mut self, header: Header) -> Option<Open<'_>> {
+        let call = self.call(header)?;
+        let directory = self.take().map(i32::from_ne_bytes)?;
+        let length = self.u32()? as usize;
+        Some(Open {
+            call,
+            directory,
+            written: self.0.get(..length)?.strip_suffix(&[0]),
         })
     }
 
@@ -318,7 +335,6 @@ mod tests {
         call.extend(libc::AT_FDCWD.to_ne_bytes());
         call.extend(7u32.to_ne_bytes());
         call.extend(b"/tmp/x\0");
-        call.resize(size_of::<OpenRecord>(), 0xee);
         let event = seen(&call).unwrap();
         assert_eq!((event.kind, event.service.as_deref()), ("open", Some("db")));
         assert_eq!(

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap as KernelHash, Map, MapData, MapError, PerCpuHashMap};
 use faultbox_contract::Transport;
@@ -26,7 +27,7 @@ use crate::events::Sink;
 use crate::plan::{CallCount, Dest, InterfaceDecl, SyscallAction};
 use crate::run::fleet;
 use crate::run::supervisor::ArmedSyscall;
-use crate::sys::{inherit, names};
+use crate::sys::inherit;
 
 /// How many services one test may have: slots are numbered so that no two tests of a run share one.
 const SERVICES_PER_TEST: u32 = 1024;
@@ -44,6 +45,8 @@ pub struct Watch {
     names: HashMap<u32, String>,
     sink: Arc<dyn Sink>,
     lent: Lent,
+    /// The processes that have ended lately: when the last two threads of one end at the same time, each may take itself for the last.
+    ended: Mutex<HashMap<u32, Instant>>,
 }
 
 struct Tables {
@@ -156,6 +159,7 @@ impl Watch {
                 .collect(),
             sink,
             lent,
+            ended: Mutex::default(),
         });
         let before = watch.losses();
         watch.tables().lost_before = before;
@@ -385,6 +389,9 @@ impl Watch {
             else {
                 return;
             };
+            if record.kind == "exit" && !self.is_first_end(&record.fields["pid"]) {
+                return;
+            }
             if let Some(told) = record
                 .rule
                 .and_then(|id| self.tables().told.get(&id).cloned())
@@ -398,6 +405,16 @@ impl Watch {
             );
         });
         self.sink.lost_before(self.lost().0);
+    }
+
+    /// Has nothing been heard of this process' end yet? No process has the same id so soon again.
+    fn is_first_end(&self, pid: &Value) -> bool {
+        let Some(pid) = pid.as_u64().and_then(|pid| u32::try_from(pid).ok()) else {
+            return true;
+        };
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.retain(|_, at| at.elapsed() < Duration::from_secs(1));
+        ended.insert(pid, Instant::now()).is_none()
     }
 
     /// Makes the ring if there is none, and has it drained on a thread from then on.
@@ -572,8 +589,7 @@ fn sum<'a>(nr: u32, per_cpu: impl Iterator<Item = &'a CallStats>) -> CallCount {
         }
     }
     CallCount {
-        name: names::syscall_name(i64::from(nr))
-            .map_or_else(|| format!("syscall_{nr}"), str::to_owned),
+        name: records::call_name(nr),
         count: sum.count,
         errors: sum.errors,
         total_ns: sum.total_ns,
@@ -651,6 +667,7 @@ pub(super) fn wrong(what: &str, error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use faultbox_ebpf_common::COMPAT;
 
     #[test]
     fn refusals_are_masked() {
@@ -682,9 +699,10 @@ mod tests {
         let mut one = CallStats::EMPTY;
         one.count = 2;
         one.histogram[20] = 2;
-        let calls = sum(u32::MAX, [one, one].iter());
+        let calls = sum(9999, [one, one].iter());
         assert_eq!(calls.count, 4);
         assert_eq!(calls.pairs, [(bucket_bounds(20).1, 4)]);
-        assert_eq!(calls.name, format!("syscall_{}", u32::MAX));
+        assert_eq!(calls.name, "syscall_9999");
+        assert_eq!(sum(COMPAT | 20, [one].iter()).name, "compat_20");
     }
 }
