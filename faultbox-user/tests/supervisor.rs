@@ -704,6 +704,71 @@ fn threads_with_different_filters_of_their_own_are_all_armed_also_the_sleeping()
 }
 
 #[test]
+fn a_process_whose_first_thread_has_ended_is_faulted_all_the_same() {
+    let Some(()) = ptrace_allowed() else { return };
+    let s = Service::start(&compile_c("leader.c", &["-pthread"]), &[]);
+    s.until("its first thread has ended", || {
+        faultbox::sys::procfs::state(s.pid) == Some('Z') && s.output().contains('0')
+    });
+    let (random, other) = (
+        s.rule("getrandom", &["getrandom"], deny("EIO")),
+        s.rule("fsync", &["fsync"], deny("EIO")),
+    );
+    s.arm(&[&random]);
+    let expected = format!("{}\n", libc::EIO);
+    s.until("it fails", || s.output().ends_with(&expected));
+    s.arm(&[&other]);
+    s.lift(&random);
+    s.until("it recovers", || s.output().ends_with("0\n0\n"));
+    assert!(
+        !s.output().contains(&libc::ENOSYS.to_string()),
+        "{}",
+        s.output()
+    );
+}
+
+#[test]
+fn a_process_that_its_own_filter_kills_is_no_success() {
+    let Some(()) = ptrace_allowed() else { return };
+    let s = Service::start(&compile_c("touchy.c", &[]), &[]);
+    s.until("it is up", || s.output() == "up\n");
+    let error = s
+        .try_arm(&[&s.rule("write", WRITE, deny("EIO"))])
+        .unwrap_err();
+    assert!(error.message.contains("has one of its own"), "{error}");
+    assert!(s.supervisor.armed_syscalls().is_empty());
+}
+
+#[test]
+fn arming_something_else_cuts_no_transfer_short_and_counts_no_call_twice() {
+    let Some(()) = ptrace_allowed() else { return };
+    let s = Service::start(&compile_c("pipes.c", &["-pthread"]), &[]);
+    let second = s.rule_with("read", &["read"], deny("EIO"), |r| {
+        r.on = Some(FdClass::Pipe);
+        r.trigger.nth = Some(2);
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    s.arm(&[&second]);
+    std::thread::sleep(Duration::from_millis(500));
+    s.arm(&[&s.rule("uname", &["uname"], deny("EIO"))]);
+    let out = s.finished();
+    // Which read of which thread is the second is the scheduler's business; the first of all was under way, and counts once.
+    assert!(out.contains("read 1: 1 0\n"), "{out}");
+    assert_eq!(second.hits(), 1, "{out}");
+    assert!(out.ends_with("done\n"), "{out}");
+}
+
+#[test]
+fn a_blocked_write_is_not_cut_short_by_the_first_arming() {
+    let Some(()) = ptrace_allowed() else { return };
+    let s = Service::start(&compile_c("pipes.c", &["-pthread"]), &[]);
+    std::thread::sleep(Duration::from_millis(800));
+    s.arm(&[&s.rule("fsync", &["fsync"], deny("EIO"))]);
+    let out = s.finished();
+    assert!(out.contains("written 1000000\n"), "{out}");
+}
+
+#[test]
 fn a_process_with_a_listener_of_its_own_is_named() {
     let Some(()) = ptrace_allowed() else { return };
     let s = Service::start(&compile_c("sandbox.c", &[]), &[]);

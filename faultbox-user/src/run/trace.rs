@@ -19,7 +19,7 @@ use super::tracer::{self, Feature, Kernel, Watch};
 use super::{RunError, environment, internal};
 use crate::events::Sink;
 use crate::plan::{Activity, TraceCost};
-use crate::sys::signals::Signals;
+use crate::sys::signals::{Arrived, Signals};
 
 /// What to trace.
 #[derive(Debug)]
@@ -222,7 +222,7 @@ fn watch(
 
 enum Word {
     Ended(std::io::Result<std::process::ExitStatus>),
-    Signal(Signal),
+    Signal(Arrived),
 }
 
 /// Waits for the command, and for what it leaves running.
@@ -263,11 +263,9 @@ fn wait(
                 heard += 1;
                 if heard > 1 {
                     cgroup::kill(group);
-                } else if status.is_none()
-                    && (signal != Signal::SIGINT || File::open("/dev/tty").is_err())
-                {
-                    // A terminal sends SIGINT to the command itself, too.
-                    let _ = kill(pid, signal);
+                } else if status.is_none() && !signal.from_terminal {
+                    // What a terminal sends, the command has got, too.
+                    let _ = kill(pid, signal.signal);
                 }
             }
             Err(_) => {}

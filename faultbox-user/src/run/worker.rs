@@ -439,7 +439,6 @@ impl<'a> Conductor<'a> {
                 cgroup,
                 log: Arc::new(log),
                 marks,
-                listen: listen.clone(),
             },
             self.nursery.clone(),
             self.events.clone(),
@@ -499,6 +498,20 @@ impl<'a> Conductor<'a> {
                     notes: vec![],
                 }
             }
+        };
+        let verdict = match host.unenforced() {
+            // Whatever the test found, it found without the fault.
+            Some(why) if verdict.outcome != Outcome::Interrupted => {
+                let mut reason = Reason::new(why, Blame::Environment);
+                reason.help =
+                    Some("run as root, or put the fault on what lets itself be looked at".into());
+                verdict::Verdict {
+                    outcome: Outcome::Error,
+                    reason: Some(reason),
+                    notes: verdict.notes,
+                }
+            }
+            _ => verdict,
         };
         // How services ended by themselves, before they are all stopped.
         let ended: BTreeMap<String, Option<String>> = host

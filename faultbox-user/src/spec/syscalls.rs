@@ -1,6 +1,6 @@
 //! Which system calls a keyword stands for, and what a syscall action means.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
 use faultbox_contract::doc::{COMMON_PARAMS, ParamDoc};
@@ -287,7 +287,22 @@ fn addresses(interface: &InterfaceValue) -> Vec<SocketAddr> {
     [Some(interface.decl.addr), interface.decl.proxy_addr]
         .into_iter()
         .flatten()
+        .flat_map(names_of)
         .collect()
+}
+
+/// What a service's address may be called: on this machine "localhost" may be of either family, and "any address" is this machine.
+fn names_of(addr: SocketAddr) -> Vec<SocketAddr> {
+    let here = [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    ];
+    match here.contains(&addr.ip().to_canonical()) {
+        true => here.map(|ip| SocketAddr::new(ip, addr.port())).to_vec(),
+        false => vec![addr],
+    }
 }
 
 /// The addresses behind "host:port".

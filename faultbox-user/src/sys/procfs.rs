@@ -9,7 +9,7 @@ pub fn threads(pid: i32) -> Vec<i32> {
     numbers_in(format!("/proc/{pid}/task")).unwrap_or_default()
 }
 
-/// The open descriptors of process `pid`.
+/// The open descriptors of process or thread `pid`.
 ///
 /// # Errors
 /// The process is gone, or hides them from us.
@@ -19,12 +19,13 @@ pub fn fds(pid: i32) -> io::Result<Vec<i32>> {
 
 /// An io_uring instance that process `pid` holds, in words; `None` if it has none.
 pub fn io_uring(pid: i32) -> Option<String> {
+    let task = live_thread(pid).unwrap_or(pid);
     let ring = |fd: &i32| {
-        FdLink::new(pid, *fd)
+        FdLink::new(task, *fd)
             .read()
             .is_ok_and(|to| to.as_os_str() == "anon_inode:[io_uring]")
     };
-    if let Some(fd) = fds(pid).unwrap_or_default().into_iter().find(ring) {
+    if let Some(fd) = fds(task).unwrap_or_default().into_iter().find(ring) {
         return Some(format!("descriptor {fd}"));
     }
     // Its poller goes on without the descriptor (IORING_SETUP_SQPOLL); without one, a ring stands still unless it is entered.
@@ -94,6 +95,27 @@ pub fn state(tid: i32) -> Option<char> {
 /// Is there no such thread any more, or nothing but its zombie?
 pub fn is_dead(tid: i32) -> bool {
     matches!(state(tid), None | Some('Z' | 'X'))
+}
+
+/// A thread of process `pid` that is alive; `None` if the process has ended. Its first thread may be gone long before the others, and
+/// takes what /proc/`pid`/fd and pidfds show with it.
+pub fn live_thread(pid: i32) -> Option<i32> {
+    if !is_dead(pid) {
+        return Some(pid);
+    }
+    threads(pid).into_iter().find(|tid| !is_dead(*tid))
+}
+
+/// May what thread `tid` has open not be looked at? So it is for who is not root once the process is not dumpable
+/// (PR_SET_DUMPABLE in prctl(2), proc(5)).
+pub fn is_hidden(tid: i32) -> bool {
+    fs::read_link(format!("/proc/{tid}/cwd"))
+        .is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// Does a seccomp filter look at the calls of thread `tid`? (`Seccomp:` in proc_pid_status(5))
+pub fn is_filtered(tid: i32) -> bool {
+    status_field(tid, "Seccomp").is_ok_and(|mode| mode == "2")
 }
 
 /// The system call that thread `tid` sleeps in; `None` if it runs, or is not ours to see.

@@ -185,6 +185,12 @@ mod machine {
         r.rax as i64
     }
 
+    /// The call that the kernel will make again: its number and arguments. ERESTARTSYS to ERESTART_RESTARTBLOCK (include/linux/errno.h).
+    pub(super) fn interrupted(r: &Registers) -> Option<(i64, [u64; 6])> {
+        let again = r.orig_rax as i64 >= 0 && (-516..=-512).contains(&(r.rax as i64));
+        again.then_some((r.orig_rax as i64, [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9]))
+    }
+
     /// Has a call just ended with EINTR?
     pub(super) fn was_interrupted(r: &Registers) -> bool {
         r.orig_rax as i64 >= 0 && r.rax as i64 == i64::from(-libc::EINTR)
@@ -221,6 +227,13 @@ mod machine {
         r.regs[0] as i64
     }
 
+    /// The call that it stands at: one that was interrupted, as a thread hardly ever stops just before one by chance.
+    pub(super) fn interrupted(r: &Registers) -> Option<(i64, [u64; 6])> {
+        let mut args = [0; 6];
+        args.copy_from_slice(&r.regs[..6]);
+        Some((r.regs[8] as i64, args))
+    }
+
     /// The first argument has given way to the result, so the call cannot be made again from here; the program sees EINTR,
     /// as after any stop signal.
     pub(super) fn was_interrupted(_: &Registers) -> bool {
@@ -236,6 +249,14 @@ pub fn in_syscall(tid: i32) -> bool {
         return false;
     };
     machine::after_syscall(&registers).is_some_and(|after| at_instruction(tid, after))
+}
+
+/// The call that the thread, which must be stopped, was interrupted in and makes again: its number and arguments.
+pub fn interrupted_call(tid: i32) -> Option<(i64, [u64; 6])> {
+    let registers = registers(tid).ok()?;
+    let call = machine::interrupted(&registers)?;
+    let after = machine::after_syscall(&registers)?;
+    at_instruction(tid, after).then_some(call)
 }
 
 fn at_instruction(tid: i32, after: u64) -> bool {

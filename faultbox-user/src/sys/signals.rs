@@ -20,10 +20,28 @@ pub struct Signals {
     _writer: OwnedFd,
 }
 
-extern "C" fn on_signal(signal: libc::c_int) {
+/// A signal that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrived {
+    /// Which.
+    pub signal: Signal,
+    /// Did the terminal send it, to all in the foreground, and not somebody to this process?
+    pub from_terminal: bool,
+}
+
+/// In a byte, beside the signal's number: the kernel sent it (SI_KERNEL), which for SIGINT means the terminal.
+const BY_KERNEL: u8 = 0x80;
+
+extern "C" fn on_signal(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
     // Only what signal-safety(7) allows: an atomic load and write(2), with errno put back.
     let errno = Errno::last_raw();
-    let byte = [signal as u8];
+    // SAFETY: SA_SIGINFO was asked for, so the kernel hands in a siginfo for the length of the call.
+    let by_kernel = unsafe { (*info).si_code } == libc::SI_KERNEL;
+    let byte = [signal as u8 | if by_kernel { BY_KERNEL } else { 0 }];
     // SAFETY: the buffer lives on this stack for the whole call. The descriptor is -1 (EBADF) or the pipe's: `drop` puts the handlers
     // back before it closes the pipe.
     unsafe { libc::write(PIPE.load(Ordering::Relaxed), byte.as_ptr().cast(), 1) };
@@ -47,8 +65,8 @@ impl Signals {
             _writer: writer,
         };
         let action = SigAction::new(
-            SigHandler::Handler(on_signal),
-            SaFlags::SA_RESTART,
+            SigHandler::SigAction(on_signal),
+            SaFlags::SA_RESTART | SaFlags::SA_SIGINFO,
             SigSet::empty(),
         );
         for signal in signals {
@@ -63,16 +81,21 @@ impl Signals {
     ///
     /// # Errors
     /// No descriptor or thread is left.
-    pub fn follow(&self, mut told: impl FnMut(Signal) -> bool + Send + 'static) -> io::Result<()> {
+    pub fn follow(&self, mut told: impl FnMut(Arrived) -> bool + Send + 'static) -> io::Result<()> {
         let mut reader = self.reader()?;
         let listen = move || {
             let mut byte = [0];
             while matches!(reader.read(&mut byte), Ok(1)) {
                 // What was installed as a signal comes back as one.
-                let Ok(signal) = Signal::try_from(i32::from(byte[0])) else {
+                let Ok(signal) = Signal::try_from(i32::from(byte[0] & !BY_KERNEL)) else {
                     continue;
                 };
-                if !told(signal) {
+                let from_terminal = byte[0] & BY_KERNEL != 0;
+                let arrived = Arrived {
+                    signal,
+                    from_terminal,
+                };
+                if !told(arrived) {
                     return;
                 }
             }

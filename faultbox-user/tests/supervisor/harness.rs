@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use faultbox::events::{Event, EventLog};
 use faultbox::plan::{Existing, IoUring, SyscallAction, SyscallRule};
-use faultbox::run::supervisor::{ArmError, ArmedSyscall, Mechanism, ProcessTree, Supervisor};
+use faultbox::run::supervisor::{
+    ArmError, ArmedSyscall, BeforeExec, Mechanism, ProcessTree, Supervisor,
+};
 use faultbox::sys::launch::{Ids, Launch, launch};
 use faultbox::sys::{names, pidfd, procfs};
 
@@ -248,7 +250,11 @@ impl Service {
         let log = Arc::new(EventLog::default());
         let pid = launched.pid;
         let tree: ProcessTree = Arc::new(move || descendants(pid));
-        let listener = launched.listener.map(|fd| (fd, numbers.unwrap()));
+        let listener = launched.listener.map(|listener| BeforeExec {
+            listener,
+            numbers: numbers.unwrap(),
+            rules: vec![],
+        });
         let supervisor =
             Supervisor::new("svc", tree.clone(), options.io_uring, log.clone(), listener);
         Service {
@@ -381,7 +387,7 @@ pub fn descendants(root: i32) -> Vec<i32> {
     let mut found = vec![];
     let mut open = vec![root];
     while let Some(pid) = open.pop() {
-        if procfs::is_dead(pid) || found.contains(&pid) {
+        if procfs::live_thread(pid).is_none() || found.contains(&pid) {
             continue;
         }
         found.push(pid);

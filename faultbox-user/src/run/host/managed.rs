@@ -8,7 +8,7 @@ use crate::events::EventLog;
 use crate::plan::report::Blame;
 use crate::plan::{MeterSnapshot, Reason};
 use crate::run::services::{Service, user};
-use crate::run::supervisor::{ArmedSyscall, Mechanism, Supervisor};
+use crate::run::supervisor::{ArmedSyscall, BeforeExec, Mechanism, Supervisor, numbers};
 use crate::spec::HostError;
 
 /// A service and what supervises it.
@@ -32,6 +32,8 @@ pub(super) struct Supervision {
     /// Those that the kernel decides by itself; they concern the service's cgroup, so a restart does not touch them.
     pub(super) in_kernel: Vec<Arc<ArmedSyscall>>,
     meters: Vec<Arc<Meter>>,
+    /// Why a rule could not be enforced in an earlier life of the service.
+    pub(super) unenforced: Option<String>,
 }
 
 impl Managed {
@@ -61,22 +63,31 @@ impl Managed {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the process.
+    /// Starts the process; with the rules that are in force on it, if there are some, from its first instruction on.
     ///
     /// # Errors
     /// As [`Service::start`].
     pub fn start(&self, events: &Arc<EventLog>) -> Result<(), Reason> {
-        let listener = self.service.start()?;
         let mut supervision = self.supervision();
+        let rules = supervision.rules.clone();
+        let mut traps = numbers(&rules);
+        traps.extend(self.listen.iter().flatten());
+        let traps: Vec<i64> = traps.into_iter().collect();
+        let listener = self
+            .service
+            .start(Some(traps.clone()).filter(|t| !t.is_empty()))?;
         // A filter before exec traps from the first instruction on, so somebody has to answer from now on, too.
-        if let Some(fd) = listener {
-            let traps = self.listen.clone().unwrap_or_default();
+        if let Some(listener) = listener {
             let supervisor = Supervisor::new(
                 self.name(),
                 self.service.tree_fn(),
                 self.service.decl().io_uring,
                 events.clone(),
-                Some((fd, traps)),
+                Some(BeforeExec {
+                    listener,
+                    numbers: traps,
+                    rules,
+                }),
             );
             supervision.meters.push(supervisor.meter().clone());
             supervision.current = Some(supervisor);
@@ -148,6 +159,13 @@ impl Managed {
         if let Some(supervisor) = &supervision.current {
             supervisor.lift(id);
         }
+    }
+
+    /// Why a rule that was in force was not enforced, if that has happened.
+    pub(super) fn unenforced(&self) -> Option<String> {
+        let supervision = self.supervision();
+        let now = supervision.current.as_ref().and_then(Supervisor::blindness);
+        supervision.unenforced.clone().or(now)
     }
 
     pub(super) fn meter(&self) -> Option<MeterSnapshot> {

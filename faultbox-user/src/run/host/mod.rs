@@ -273,6 +273,13 @@ impl TestHost {
         uses
     }
 
+    /// Why a fault that was in force was not enforced, if that has happened.
+    pub fn unenforced(&self) -> Option<String> {
+        self.services
+            .iter()
+            .find_map(|managed| managed.unenforced())
+    }
+
     /// This test's part of the kernel's tables, if there is one.
     pub fn watch(&self) -> Option<&Watch> {
         self.watch.as_deref().ok()
@@ -426,16 +433,11 @@ impl TestHost {
             let mut supervision = managed.supervision();
             managed.service.stop();
             // Dropped only now: the processes that depend on its answers are gone.
-            supervision.current = None;
+            let before = supervision.current.take();
+            let blind = before.and_then(|supervisor| supervisor.blindness());
+            supervision.unenforced = supervision.unenforced.take().or(blind);
         }
         managed.start(&self.events).map_err(refuse)?;
-        {
-            let mut supervision = managed.supervision();
-            let rules = supervision.rules.clone();
-            if !rules.is_empty() {
-                managed.arm_current(&mut supervision, &rules, &self.events)?;
-            }
-        }
         self.cut_again(managed.name())?;
         self.wait_ready(managed).map_err(refuse)
     }

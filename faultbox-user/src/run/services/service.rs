@@ -43,8 +43,6 @@ pub struct Surroundings {
     pub log: Arc<Log>,
     /// What its processes carry.
     pub marks: Marks,
-    /// The listener to install before exec, where ptrace is refused.
-    pub listen: Option<Vec<i64>>,
 }
 
 /// A service that runs on this machine.
@@ -141,11 +139,11 @@ impl Service {
         &self.with.log
     }
 
-    /// Starts the process; returns as soon as it runs, with the listener if one was to be installed.
+    /// Starts the process; returns as soon as it runs, with the listener if a filter for some calls, `listen`, was to be installed before.
     ///
     /// # Errors
     /// Its port is taken, or the program cannot be run.
-    pub fn start(&self) -> Result<Option<OwnedFd>, Reason> {
+    pub fn start(&self, listen: Option<Vec<i64>>) -> Result<Option<OwnedFd>, Reason> {
         for interface in &self.decl.interfaces {
             self.check_port(&interface.name, interface.protocol, interface.addr)?;
         }
@@ -170,7 +168,7 @@ impl Service {
             user: self.with.account.as_ref().map(|a| a.ids.clone()),
             cgroup: self.with.cgroup.clone(),
             io_uring: self.decl.io_uring,
-            listen: self.with.listen.clone(),
+            listen,
         };
         let started = self
             .nursery

@@ -37,8 +37,9 @@ struct Thread {
     resting: bool,
 }
 
-/// Calls that the kernel never restarts (signal(7)), by a name of this architecture or not.
-const NEVER_RESTARTED: [&str; 8] = [
+/// Calls that an interruption would change, by a name of this architecture or not: the kernel never restarts the first of them
+/// (signal(7)), and the others end with a part of what they were to move.
+const UNBEARABLE: [&str; 21] = [
     "epoll_wait",
     "epoll_pwait",
     "epoll_pwait2",
@@ -47,6 +48,19 @@ const NEVER_RESTARTED: [&str; 8] = [
     "io_getevents",
     "io_pgetevents",
     "rt_sigtimedwait",
+    "write",
+    "writev",
+    "pwritev",
+    "pwritev2",
+    "sendto",
+    "sendmsg",
+    "sendmmsg",
+    "sendfile",
+    "splice",
+    "recvfrom",
+    "recvmsg",
+    "recvmmsg",
+    "vmsplice",
 ];
 
 /// How far a look at the threads goes: reading /proc costs ten times what asking ptrace does.
@@ -70,14 +84,14 @@ struct Tracees {
 }
 
 /// Stops the service's tree, installs a filter for `numbers` in each of its processes, calls `in_force` with the listeners
-/// while everything still stands, and lets go. With `widening` the loop's present listeners are closed in between.
+/// while everything still stands, and lets go. The loop's listeners for what is `trapped` already are closed in between.
 ///
 /// # Errors
 /// Nothing is in force then. A failure when some processes are armed and others are not kills the service.
 pub(super) fn install(
     shared: &Shared,
     numbers: &BTreeSet<i64>,
-    widening: bool,
+    trapped: &BTreeSet<i64>,
     in_force: &mut (dyn FnMut(Vec<Listener>) + Send),
 ) -> Result<(), ArmError> {
     let _hurry = Hurry::begin();
@@ -86,7 +100,7 @@ pub(super) fn install(
             .name("faultbox-arm".to_owned())
             .spawn_scoped(scope, || {
                 wake::exact_timers();
-                trace(shared, numbers, widening, in_force)
+                trace(shared, numbers, trapped, in_force)
             })
             .map_err(|e| ArmError::new(format!("cannot start a thread to arm faults: {e}")))?;
         tracer
@@ -98,19 +112,20 @@ pub(super) fn install(
 fn trace(
     shared: &Shared,
     numbers: &BTreeSet<i64>,
-    widening: bool,
+    trapped: &BTreeSet<i64>,
     in_force: &mut (dyn FnMut(Vec<Listener>) + Send),
 ) -> Result<(), ArmError> {
+    let widening = !trapped.is_empty();
     let refuse_bypasses = shared.io_uring != IoUring::Allow;
     let program = {
         let numbers: Vec<i64> = numbers.iter().copied().collect();
         seccomp::listener_program(&numbers, refuse_bypasses)
             .map_err(|e| ArmError::new(e.to_string()))?
     };
-    let deadline = Instant::now() + DEADLINE;
+    let mut deadline = Instant::now() + DEADLINE;
     let mut tracees = Tracees::default();
     if !widening {
-        tracees.restful = NEVER_RESTARTED
+        tracees.restful = UNBEARABLE
             .into_iter()
             .filter_map(names::syscall_number)
             .filter(|nr| !numbers.contains(nr))
@@ -158,7 +173,7 @@ fn trace(
             Err(Unarmed::Diverged) => tracees
                 .all_threads(*tgid, shared, deadline)
                 .map_err(Unarmed::Before)
-                .and_then(|threads| arm_each(*tgid, &threads, &program)),
+                .and_then(|threads| arm_each(&threads, &program)),
             armed => armed,
         };
         match armed {
@@ -169,6 +184,7 @@ fn trace(
             }
         }
     }
+    shared.decided(tracees.decided(trapped));
     in_force(listeners);
     tracees.detach_stopped();
     // The parents of vfork(2), which cannot stop before their child lets them go; they trap before their next call.
@@ -178,7 +194,7 @@ fn trace(
             let threads = tracees.stopped_threads(tgid);
             if !threads.is_empty() {
                 let armed = match arm_process(tgid, &threads, &program, widening) {
-                    Err(Unarmed::Diverged) => arm_each(tgid, &threads, &program),
+                    Err(Unarmed::Diverged) => arm_each(&threads, &program),
                     armed => armed,
                 };
                 match armed {
@@ -187,8 +203,12 @@ fn trace(
                 }
                 break;
             }
-            if procfs::is_dead(tgid) {
+            if procfs::live_thread(tgid).is_none() {
                 break;
+            }
+            if shared.holds_calls() {
+                // A child of vfork(2) may sleep in a delay of ours, and its parent as long as it does.
+                deadline = deadline.max(Instant::now() + DEADLINE);
             }
             if Instant::now() > deadline {
                 return fail(ArmError::new(format!(
@@ -450,6 +470,20 @@ impl Tracees {
             .collect()
     }
 
+    /// The calls in which threads stand that were trapped, and let through, before they were interrupted: they trap once more.
+    fn decided(&self, trapped: &BTreeSet<i64>) -> Vec<(i32, i64, [u64; 6])> {
+        if trapped.is_empty() {
+            return vec![];
+        }
+        let stopped = self.threads.iter().filter(|(_, t)| t.stopped);
+        stopped
+            .filter_map(|(tid, _)| {
+                let (nr, args) = ptrace::interrupted_call(*tid)?;
+                trapped.contains(&nr).then_some((*tid, nr, args))
+            })
+            .collect()
+    }
+
     fn detach_stopped(&mut self) {
         self.threads.retain(|tid, thread| {
             if thread.stopped {
@@ -504,17 +538,13 @@ impl Unarmed {
 }
 
 /// Installs the program in each of these threads.
-fn arm_each(
-    tgid: i32,
-    threads: &[i32],
-    program: &[libc::sock_filter],
-) -> Result<Vec<Listener>, Unarmed> {
+fn arm_each(threads: &[i32], program: &[libc::sock_filter]) -> Result<Vec<Listener>, Unarmed> {
     let mut listeners = vec![];
     for tid in threads {
-        match inject(tgid, *tid, program, 0) {
+        match inject(*tid, program, 0) {
             Ok(listener) => listeners.push(listener),
             // The thread may have died of a signal to all of them.
-            Err(_) if procfs::is_dead(*tid) => {}
+            Err(Failure::Around(..)) if procfs::is_dead(*tid) => {}
             Err(failure) if listeners.is_empty() => return Err(Unarmed::Failed(failure)),
             Err(failure) => return Err(Unarmed::Partly(failure)),
         }
@@ -539,18 +569,20 @@ fn arm_process(
         return Ok(vec![]);
     };
     let deadline = Instant::now() + LINGERING;
-    let mut outcome = inject(tgid, tid, program, libc::SECCOMP_FILTER_FLAG_TSYNC);
+    let mut outcome = inject(tid, program, libc::SECCOMP_FILTER_FLAG_TSYNC);
     while widening
         && matches!(outcome, Err(Failure::Kernel("seccomp", libc::EBUSY)))
         && Instant::now() < deadline
     {
         std::thread::sleep(Duration::from_millis(1));
-        outcome = inject(tgid, tid, program, libc::SECCOMP_FILTER_FLAG_TSYNC);
+        outcome = inject(tid, program, libc::SECCOMP_FILTER_FLAG_TSYNC);
     }
     match outcome {
         Ok(listener) => Ok(vec![listener]),
         Err(Failure::Kernel("seccomp", libc::ESRCH)) => Err(Unarmed::Diverged),
-        Err(_) if procfs::is_dead(tgid) => Ok(vec![]),
+        // What our own doing has killed is no process that has come to its end.
+        Err(failure @ (Failure::Killed | Failure::Installed(..))) => Err(Unarmed::Failed(failure)),
+        Err(_) if procfs::live_thread(tgid).is_none() => Ok(vec![]),
         Err(failure) => Err(Unarmed::Failed(failure)),
     }
 }
@@ -563,6 +595,8 @@ enum Failure {
     Around(&'static str, io::Error),
     /// The same, with the filter in place already.
     Installed(&'static str, io::Error),
+    /// The thread, which has a filter of its own, died of a call that it was made to make.
+    Killed,
 }
 
 impl Failure {
@@ -577,6 +611,10 @@ impl Failure {
                 "process {tgid} ({name}) cannot be given a filter: {call}: {}",
                 io::Error::from_raw_os_error(errno)
             )),
+            Failure::Killed => ArmError::new(format!(
+                "process {tgid} ({name}) died while it was given a filter: it has one of its own, which kills it for the calls that this takes (mmap, seccomp)"
+            ))
+            .help("turn off the sandbox that it puts itself into, have it refuse with an errno instead, or put the fault on another process"),
             Failure::Around(step, error) | Failure::Installed(step, error) => ArmError::new(format!(
                 "process {tgid} ({name}) cannot be given a filter: {step}: {error}"
             )),
@@ -585,15 +623,12 @@ impl Failure {
 }
 
 /// Makes one thread install the filter and hands its listener over.
-fn inject(
-    tgid: i32,
-    tid: i32,
-    program: &[libc::sock_filter],
-    sync: u64,
-) -> Result<Listener, Failure> {
+fn inject(tid: i32, program: &[libc::sock_filter], sync: u64) -> Result<Listener, Failure> {
     let around = |step| move |e| Failure::Around(step, e);
     let installed = |step| move |e| Failure::Installed(step, e);
-    let pidfd = pidfd::open(tgid).map_err(around("pidfd_open"))?;
+    // Of the thread: the process' first may be gone, and its descriptors with it.
+    let pidfd = pidfd::open_thread(tid).map_err(around("pidfd_open"))?;
+    let filtered = procfs::is_filtered(tid);
     let site = ptrace::syscall_site(tid).map_err(around("find a system call instruction"))?;
     let mut injection = Injection::begin(tid, site).map_err(around("ptrace"))?;
     // The program gets a page of its own. Below the stack pointer there may be nothing (a fresh stack) or somebody else's
@@ -616,10 +651,15 @@ fn inject(
             .map_err(installed("close"))?;
         copy
     });
-    let ended = injection.end().map_err(installed("ptrace"));
-    let listener = Listener::new(result?);
-    ended?;
-    Ok(listener)
+    let ended = injection.end();
+    let fd = match result {
+        Err(Failure::Around(..) | Failure::Installed(..)) if filtered && procfs::is_dead(tid) => {
+            return Err(Failure::Killed);
+        }
+        result => result?,
+    };
+    ended.map_err(installed("ptrace"))?;
+    Ok(Listener::new(fd))
 }
 
 /// Has the thread map memory of its own.

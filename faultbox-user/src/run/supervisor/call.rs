@@ -1,5 +1,6 @@
 //! What a trapped call is about: which of its arguments are descriptors, paths and addresses, and what they resolve to.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -7,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use crate::plan::FdClass;
-use crate::sys::procfs::FdLink;
+use crate::sys::procfs::{self, FdLink};
 use crate::sys::seccomp::{Listener, Notification};
 use crate::sys::shape::{self, Follow, PathArg, Peer, Shape};
 use crate::sys::{memory, path, pidfd, socket};
@@ -21,6 +22,9 @@ pub(super) struct Call<'a> {
     class: Option<Option<FdClass>>,
     paths: Option<Vec<Vec<u8>>>,
     peers: Option<Vec<SocketAddr>>,
+    /// A look at the process has failed.
+    failed: Cell<bool>,
+    blind: bool,
 }
 
 impl<'a> Call<'a> {
@@ -31,6 +35,8 @@ impl<'a> Call<'a> {
             class: None,
             paths: None,
             peers: None,
+            failed: Cell::new(false),
+            blind: false,
         }
     }
 
@@ -47,6 +53,24 @@ impl<'a> Call<'a> {
     /// The peers, if a rule has asked.
     pub(super) fn known_peers(&self) -> &[SocketAddr] {
         self.peers.as_deref().unwrap_or(&[])
+    }
+
+    /// Has the process hidden what a rule asked for? Nothing can be said then about whether the rule means this call.
+    pub(super) fn is_blind(&self) -> bool {
+        self.blind
+    }
+
+    /// What a look at the process has brought, noting if it brought nothing.
+    fn seen<T>(&self, found: std::io::Result<T>) -> Option<T> {
+        self.failed.set(self.failed.get() | found.is_err());
+        found.ok()
+    }
+
+    /// After a look: if it failed, is that because the process may not be looked at?
+    fn check_sight(&mut self) {
+        if self.failed.take() && procfs::is_hidden(self.notification.tid) {
+            self.blind |= self.still_there();
+        }
     }
 
     fn shape(&self) -> Shape {
@@ -67,7 +91,7 @@ impl<'a> Call<'a> {
 
     fn find_class(&self) -> Option<FdClass> {
         let link = FdLink::new(self.notification.tid, self.fd()?);
-        Some(class_of(&std::fs::metadata(link.path()).ok()?))
+        Some(class_of(&self.seen(std::fs::metadata(link.path()))?))
     }
 
     fn find_paths(&self) -> Vec<Vec<u8>> {
@@ -86,7 +110,7 @@ impl<'a> Call<'a> {
     /// The path of an open file, as the process that has it open would write it.
     fn fd_path(&self, fd: i32) -> Option<Vec<u8>> {
         let link = FdLink::new(self.notification.tid, fd);
-        let path = link.read().ok()?.into_os_string().into_vec();
+        let path = self.seen(link.read())?.into_os_string().into_vec();
         if path.first() != Some(&b'/') {
             return None; // socket:[…], pipe:[…], anon_inode:…
         }
@@ -110,7 +134,8 @@ impl<'a> Call<'a> {
         let written = if address == 0 {
             vec![] // utimensat and execveat take a null path for the descriptor itself
         } else {
-            memory::read_path(tid, address)?
+            let path = memory::read_path(tid, address);
+            self.seen(path.ok_or(std::io::ErrorKind::NotFound.into()))?
         };
         if written.is_empty() {
             // AT_EMPTY_PATH; without that flag the call fails by itself.
@@ -128,13 +153,10 @@ impl<'a> Call<'a> {
                 open_follows(u64::from_ne_bytes(flags))
             }
         };
-        path::resolve(
-            tid,
-            dir,
-            Path::new(std::ffi::OsStr::from_bytes(&written)),
-            follow,
-        )
-        .map(|p| p.into_os_string().into_vec())
+        let written = Path::new(std::ffi::OsStr::from_bytes(&written));
+        let path = path::resolve(tid, dir, written, follow);
+        self.seen(path.ok_or(std::io::ErrorKind::NotFound.into()))
+            .map(|p| p.into_os_string().into_vec())
     }
 
     fn find_peers(&self) -> Vec<SocketAddr> {
@@ -157,7 +179,9 @@ impl<'a> Call<'a> {
             }
         }
         if peers.is_empty() {
-            peers.extend(self.copy_of_fd().and_then(|s| socket::peer(s.as_fd())));
+            let copy = self.copy_of_fd();
+            let copy = self.seen(copy.ok_or(std::io::ErrorKind::NotFound.into()));
+            peers.extend(copy.and_then(|s| socket::peer(s.as_fd())));
         }
         peers
     }
@@ -175,6 +199,7 @@ impl Facts for Call<'_> {
         if self.class.is_none() {
             let found = self.find_class();
             self.class = Some(found.filter(|_| self.still_there()));
+            self.check_sight();
         }
         self.class.flatten()
     }
@@ -183,6 +208,7 @@ impl Facts for Call<'_> {
         if self.paths.is_none() {
             let found = self.find_paths();
             self.paths = Some(if self.still_there() { found } else { vec![] });
+            self.check_sight();
         }
         self.paths.as_deref().unwrap_or(&[])
     }
@@ -191,6 +217,7 @@ impl Facts for Call<'_> {
         if self.peers.is_none() {
             let found = self.find_peers();
             self.peers = Some(if self.still_there() { found } else { vec![] });
+            self.check_sight();
         }
         self.peers.as_deref().unwrap_or(&[])
     }

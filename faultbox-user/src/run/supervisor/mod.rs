@@ -169,9 +169,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A filter that was installed before exec: where ptrace is refused, or when a service is started again under faults.
+#[derive(Debug)]
+pub struct BeforeExec {
+    /// Its listener.
+    pub listener: std::os::fd::OwnedFd,
+    /// The calls that it traps.
+    pub numbers: Vec<i64>,
+    /// The rules that are in force from the first instruction on.
+    pub rules: Vec<Arc<ArmedSyscall>>,
+}
+
+/// The numbers of the calls that these rules are about, on this machine.
+pub fn numbers<'a>(rules: impl IntoIterator<Item = &'a Arc<ArmedSyscall>>) -> BTreeSet<i64> {
+    rules
+        .into_iter()
+        .flat_map(|rule| decide::numbers(rule))
+        .collect()
+}
+
 impl Supervisor {
-    /// Prepares supervision; starts no thread and touches no process until something is armed, unless there is a `listener`:
-    /// the one installed before exec, where ptrace is refused, with the syscall numbers it traps, which is served at once.
+    /// Prepares supervision; starts no thread and touches no process until something is armed, unless there is a `listener`, which is
+    /// served at once.
     ///
     /// # Panics
     /// When the process is out of file descriptors or threads.
@@ -180,7 +199,7 @@ impl Supervisor {
         tree: ProcessTree,
         io_uring: IoUring,
         log: Arc<EventLog>,
-        listener: Option<(std::os::fd::OwnedFd, Vec<i64>)>,
+        listener: Option<BeforeExec>,
     ) -> Supervisor {
         let waker = Waker::new().expect("an eventfd can be had");
         let shared = Arc::new(Shared::new(service, tree, io_uring, log, waker));
@@ -190,9 +209,13 @@ impl Supervisor {
             waiting: None,
             thread: None,
         };
-        if let Some((fd, numbers)) = listener {
-            arming.trapped.extend(numbers);
-            arming.waiting = Some(Listener::new(fd));
+        let mut rules = vec![];
+        if let Some(installed) = listener {
+            // Before anybody answers: the program's first call meets them.
+            shared.table.store(Arc::new(Table::new(&installed.rules)));
+            rules = installed.rules;
+            arming.trapped.extend(installed.numbers);
+            arming.waiting = Some(Listener::new(installed.listener));
             arming
                 .start(&shared)
                 .expect("a thread can be had for the listener installed before exec");
@@ -200,7 +223,7 @@ impl Supervisor {
         Supervisor {
             shared,
             arming: Mutex::new(arming),
-            rules: Mutex::default(),
+            rules: Mutex::new(rules),
         }
     }
 
@@ -252,9 +275,9 @@ impl Supervisor {
             arming
                 .start(&self.shared)
                 .map_err(|e| ArmError::new(format!("cannot start the notify thread: {e}")))?;
-            let widening = !arming.trapped.is_empty();
             let mut published = false;
-            let result = arming::install(&self.shared, &wanted, widening, &mut |listeners| {
+            let trapped = &arming.trapped;
+            let result = arming::install(&self.shared, &wanted, trapped, &mut |listeners| {
                 self.shared.add(listeners);
                 if !published {
                     published = true;
@@ -262,7 +285,7 @@ impl Supervisor {
                 }
             });
             if let Err(mut error) = result {
-                if error.refused && widening {
+                if error.refused && !arming.trapped.is_empty() {
                     let missing: Vec<&str> = wanted
                         .difference(&arming.trapped)
                         .filter_map(|nr| names::syscall_name(*nr))
@@ -300,6 +323,11 @@ impl Supervisor {
                 &self.shared.log,
             );
         }
+    }
+
+    /// Why a rule could not be held against a call, if that has happened: a fault that is not enforced must not go unsaid.
+    pub fn blindness(&self) -> Option<String> {
+        self.shared.blindness()
     }
 
     /// Lifts exactly the rule with this id; calls that sleep on it go on at once, and when it returns no call is decided by it any more.

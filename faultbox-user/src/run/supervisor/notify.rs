@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -36,6 +36,8 @@ pub(super) struct Shared {
     pub(super) table: ArcSwap<Table>,
     commands: Mutex<VecDeque<Command>>,
     waker: Waker,
+    /// Why a rule could not be held against a call, if that has happened.
+    blind: OnceLock<String>,
     /// How many calls sleep in a delay.
     sleeping: AtomicUsize,
     running: AtomicBool,
@@ -47,6 +49,8 @@ enum Command {
     Add(Vec<Listener>),
     /// Send these threads' sleeping calls back to be made again; a ptrace interrupt is pending on each.
     Requeue(Vec<i32>, SyncSender<()>),
+    /// These calls have been let through before, and come again: thread, number, arguments.
+    Decided(Vec<(i32, i64, [u64; 6])>),
     /// Close all listeners.
     Release(SyncSender<()>),
     /// Cut short what sleeps on this rule.
@@ -75,6 +79,7 @@ impl Shared {
             table: ArcSwap::default(),
             commands: Mutex::default(),
             waker,
+            blind: OnceLock::new(),
             sleeping: AtomicUsize::new(0),
             running: AtomicBool::new(false),
         }
@@ -112,6 +117,35 @@ impl Shared {
         if self.sleeping.load(Ordering::Acquire) > 0 {
             self.command_and_wait(|done| Command::Requeue(tids.to_vec(), done));
         }
+    }
+
+    /// Lets these calls through, and does not count them, when they come again.
+    pub(super) fn decided(&self, calls: Vec<(i32, i64, [u64; 6])>) {
+        if !calls.is_empty() {
+            self.command(Command::Decided(calls));
+        }
+    }
+
+    /// A process hides what a rule asks for: the rule is not enforced on it, which the test must not pass over.
+    fn note_blindness(&self, tid: i32) {
+        self.blind.get_or_init(|| {
+            format!(
+                "a fault on service `{}` could not be enforced: process {} ({}) does not let its files and connections be seen (prctl PR_SET_DUMPABLE, or a set-uid program)",
+                self.service,
+                procfs::tgid(tid).unwrap_or(tid),
+                procfs::name(tid),
+            )
+        });
+    }
+
+    /// Why a rule could not be held against a call, if that has happened.
+    pub(super) fn blindness(&self) -> Option<String> {
+        self.blind.get().cloned()
+    }
+
+    /// Does a delay of ours hold a call at the moment?
+    pub(super) fn holds_calls(&self) -> bool {
+        self.sleeping.load(Ordering::Acquire) > 0
     }
 
     /// Closes all listeners; `false` if the loop is dead.
@@ -189,6 +223,13 @@ struct Sleeping {
     details: Map<String, Value>,
 }
 
+/// A call that was let through.
+struct Decided {
+    nr: i64,
+    args: [u64; 6],
+    since: Instant,
+}
+
 struct Loop {
     shared: Arc<Shared>,
     listeners: Vec<Arc<Listener>>,
@@ -200,6 +241,8 @@ struct Loop {
     next: u64,
     /// Delayed calls that were sent back to be made again, by thread, with their deadlines.
     requeued: HashMap<i32, (Instant, Sleeping)>,
+    /// Calls that were let through before a stop interrupted them, by thread.
+    decided: HashMap<i32, Decided>,
     decision: Decision,
     /// How late the timer has woken this thread of late, which the next wait is shortened by.
     lateness: Duration,
@@ -222,6 +265,7 @@ impl Loop {
             sleeping: BTreeMap::new(),
             next: 0,
             requeued: HashMap::new(),
+            decided: HashMap::new(),
             decision: Decision::default(),
             lateness: Duration::ZERO,
         }
@@ -295,6 +339,11 @@ impl Loop {
         if !self.requeued.is_empty() && self.resume(index, &notification) {
             return true;
         }
+        if !self.decided.is_empty() && self.is_decided(&notification) {
+            let _ = listener.send(notification.id, Answer::Continue);
+            self.shared.meter.record(began.elapsed());
+            return true;
+        }
         let table = self.shared.table.load();
         let rules = table.rules(notification.nr);
         if rules.is_empty() {
@@ -304,6 +353,9 @@ impl Loop {
         }
         let mut call = Call::new(notification, &listener);
         decide(rules, &mut call, &mut self.decision);
+        if call.is_blind() {
+            self.shared.note_blindness(notification.tid);
+        }
         if self.decision.is_empty() {
             let _ = listener.send(notification.id, Answer::Continue);
             self.shared.meter.record(began.elapsed());
@@ -378,6 +430,17 @@ impl Loop {
         true
     }
 
+    /// Is it a call that was let through before, made again?
+    fn is_decided(&mut self, notification: &Notification) -> bool {
+        // Only the thread's next call can be: an interrupted one comes at once, if it comes.
+        let Some(before) = self.decided.remove(&notification.tid) else {
+            return false;
+        };
+        before.since.elapsed() < COMMAND_DEADLINE
+            && before.nr == notification.nr
+            && before.args == notification.args
+    }
+
     fn sleep(&mut self, deadline: Instant, sleeping: Sleeping) {
         self.next += 1;
         self.sleeping.insert((deadline, self.next), sleeping);
@@ -437,6 +500,18 @@ impl Loop {
                 Some(Command::Requeue(tids, done)) => {
                     self.requeue(&tids);
                     let _ = done.try_send(());
+                }
+                Some(Command::Decided(calls)) => {
+                    let since = Instant::now();
+                    // Those that are gone, or went on otherwise.
+                    self.decided
+                        .retain(|_, before| before.since.elapsed() < COMMAND_DEADLINE);
+                    for (tid, nr, args) in calls {
+                        // One that a delay held is not decided yet.
+                        if !self.requeued.contains_key(&tid) {
+                            self.decided.insert(tid, Decided { nr, args, since });
+                        }
+                    }
                 }
                 Some(Command::Release(done)) => {
                     // Sleepers hold their listener too; any left belong to threads that are gone.

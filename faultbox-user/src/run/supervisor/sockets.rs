@@ -48,17 +48,20 @@ impl Sockets {
 pub fn of(tree: &[i32]) -> Sockets {
     let mut found = Sockets::default();
     for &pid in tree {
-        let open = pidfd::open(pid).and_then(|process| Ok((process, procfs::fds(pid)?)));
+        let Some(task) = procfs::live_thread(pid) else {
+            continue;
+        };
+        let open = pidfd::open_thread(task).and_then(|thread| Ok((thread, procfs::fds(task)?)));
         let (process, fds) = match open {
             Ok(open) => open,
-            Err(_) if procfs::is_dead(pid) => continue,
+            Err(_) if procfs::live_thread(pid).is_none() => continue,
             Err(e) => {
                 found.unseen = Some(e);
                 continue;
             }
         };
         for fd in fds {
-            let link = procfs::FdLink::new(pid, fd);
+            let link = procfs::FdLink::new(task, fd);
             if !link
                 .read()
                 .is_ok_and(|l| l.to_string_lossy().starts_with("socket:"))
