@@ -267,7 +267,9 @@ fn bpf() -> Capability {
         essential: false,
         ok: tried.is_ok(),
         detail: match tried {
-            Ok(()) => "all programs load and attach".to_owned(),
+            Ok(calls_at) => {
+                format!("all programs load and attach; calls are seen at {calls_at}")
+            }
             Err(why) => match sysctl("kernel/unprivileged_bpf_disabled") {
                 Some(v) => format!("{why}; unprivileged_bpf_disabled {v}"),
                 None => why,
@@ -278,8 +280,8 @@ fn bpf() -> Capability {
     }
 }
 
-/// Loads and attaches every program, to a cgroup of its own.
-fn try_bpf() -> Result<(), String> {
+/// Loads and attaches every program, to a cgroup of its own; says where system calls are seen.
+fn try_bpf() -> Result<&'static str, String> {
     if !probe::bpf_capability() {
         return Err("no CAP_BPF".to_owned());
     }
@@ -290,7 +292,7 @@ fn try_bpf() -> Result<(), String> {
         // What the supervisor does as well is no loss.
         let lost = |(feature, _): &&(Feature, String)| *feature != Feature::Refuse;
         match kernel.missing().iter().find(lost) {
-            None => Ok(()),
+            None => Ok(kernel.calls_at()),
             Some((feature, why)) => Err(format!("no {}: {why}", feature.lost())),
         }
     });

@@ -4,9 +4,10 @@
 //! it, so a native run beside a traced one would not be native, and one that is traced beside others would pay for theirs.
 
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use super::lab::{Native, get, load};
+use super::lab::{Native, get, load, start};
 use super::stats::Samples;
 use super::syscalls::{CALLS, CALLS_TRACED, bench, tps};
 use super::table::{Goal, Table, show};
@@ -70,6 +71,21 @@ fn redis_benchmark(redis: SocketAddr) -> Result<f64> {
         .ok_or_else(|| Error::new(format!("redis-benchmark told no rate: {text}")))
 }
 
+/// What a call takes in a process that is not traced while another one is, in microseconds.
+fn bystander(trace: &[&str]) -> Result<f64> {
+    let [program, args @ ..] = trace else {
+        return Err(Error::new("nothing traces"));
+    };
+    let mut command = Command::new(program);
+    command.args(args).args(["--", "sleep", "60"]);
+    let _traced = start(&mut command, Stdio::null())?;
+    // Its programs are attached by then.
+    std::thread::sleep(Duration::from_secs(1));
+    let server = Native::server("beside", &[])?;
+    let report = get(server.addr, &format!("/pwrite?calls={CALLS}"))?;
+    number(&report, &["per_call_us"])
+}
+
 /// Runs all of them, in turns.
 pub fn measure(table: &mut Table) -> Result<()> {
     let faultbox = specs::faultbox().display().to_string();
@@ -84,7 +100,9 @@ pub fn measure(table: &mut Table) -> Result<()> {
         ("strace", &strace, CALLS_TRACED),
     ];
     let mut sides: [Side; 4] = Default::default();
+    let mut beside = Samples::default();
     for block in 0..BLOCKS {
+        beside.push(bystander(&trace)?);
         for turn in 0..ways.len() {
             let i = (turn + block) % ways.len();
             let (name, under, calls) = ways[i];
@@ -140,5 +158,12 @@ pub fn measure(table: &mut Table) -> Result<()> {
             );
         }
     }
+    table.row(
+        "pwrite loop of a process that nobody traces, beside a traced one: added to a call",
+        &beside.per(&native.pwrite_us, |beside, native| (beside - native) * 1e3),
+        "ns",
+        Goal::None,
+        &format!("{} µs a call", show(beside.median())),
+    );
     Ok(())
 }

@@ -82,6 +82,8 @@ pub struct Hooks {
     /// What is loaded and left to the workers to attach.
     lends: Option<Feature>,
     lent: Vec<Lent>,
+    /// Where calls are seen.
+    calls_at: &'static str,
 }
 
 /// A program that a worker attaches, and its tracepoint, if that is where it goes.
@@ -96,6 +98,7 @@ impl Hooks {
             cgroup,
             lends,
             lent: vec![],
+            calls_at: "",
         }
     }
 
@@ -113,6 +116,7 @@ impl Hooks {
                     // A kernel without it has no such calls.
                     let _ = self.hang(ebpf, entry, Some(&types));
                 }
+                self.calls_at = EVERY_CALL;
                 return Ok(());
             }
             self.lent.clear();
@@ -125,6 +129,7 @@ impl Hooks {
                 };
             }
         }
+        self.calls_at = "sys_enter, sys_exit";
         let mut all = CALLS_AT_TRACEPOINTS.iter();
         all.try_for_each(|entry| self.hang(ebpf, entry, None))
     }
@@ -146,6 +151,11 @@ impl Hooks {
             false => attach(program, hook, &self.cgroup, types),
         }
         .map_err(|e| explain(&*e))
+    }
+
+    /// Where calls are seen: the function or the tracepoints; empty if nowhere.
+    pub fn calls_at(&self) -> &'static str {
+        self.calls_at
     }
 
     /// What has been lent.

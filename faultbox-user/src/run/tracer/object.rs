@@ -55,6 +55,7 @@ pub struct Kernel {
     lent: Vec<(Option<String>, OwnedFd)>,
     features: Vec<Feature>,
     missing: Vec<(Feature, String)>,
+    calls_at: &'static str,
 }
 
 impl Kernel {
@@ -167,6 +168,7 @@ impl Kernel {
             _ebpf: ebpf,
             _log: log,
             maps,
+            calls_at: hooks.calls_at(),
             lent: hooks.lent(),
             features,
             missing,
@@ -212,6 +214,11 @@ impl Kernel {
             ring: Some(ring),
             lent: vec![],
         })
+    }
+
+    /// Where system calls are seen: a function of the kernel, or tracepoints; empty if nowhere.
+    pub fn calls_at(&self) -> &'static str {
+        self.calls_at
     }
 
     /// What could not be attached, and why.
