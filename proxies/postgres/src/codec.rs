@@ -389,6 +389,33 @@ pub fn put_execute(out: &mut BytesMut, portal: &str) {
     });
 }
 
+/// Appends a Parse of a statement without parameters.
+pub fn put_parse(out: &mut BytesMut, name: &str, sql: &str) {
+    message(out, b'P', |out| {
+        put_cstr(out, name.as_bytes());
+        put_cstr(out, sql.as_bytes());
+        out.put_u16(0);
+    });
+}
+
+/// Appends a Bind of a statement without parameters, its results as text.
+pub fn put_bind(out: &mut BytesMut, portal: &str, statement: &str) {
+    message(out, b'B', |out| {
+        put_cstr(out, portal.as_bytes());
+        put_cstr(out, statement.as_bytes());
+        // No formats of parameters, no parameters, no formats of results.
+        out.put_slice(&[0; 6]);
+    });
+}
+
+/// Appends a Close of a prepared statement.
+pub fn put_close_statement(out: &mut BytesMut, name: &str) {
+    message(out, b'C', |out| {
+        out.put_u8(b'S');
+        put_cstr(out, name.as_bytes());
+    });
+}
+
 /// Appends a Close of a portal.
 pub fn put_close_portal(out: &mut BytesMut, portal: &str) {
     message(out, b'C', |out| {

@@ -12,7 +12,7 @@ use faultbox_engine::{
     Added, Conn, Effects, Ending, Inbox, Origin, Times, both, close, finish, gone, send,
     send_front, send_front_watching, serve_delays,
 };
-use faultbox_sql::Cache;
+use faultbox_sql::{Cache, Unit};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -305,7 +305,7 @@ impl Link<'_> {
                             Err(end) => return end,
                         };
                         injected += held.elapsed();
-                        let verdict = match decide(&fired, cancelled) {
+                        let verdict = match self.decide(&request, &fired, cancelled) {
                             Ok(verdict) => verdict,
                             Err(end) => {
                                 let mut added = Added::default();
@@ -468,9 +468,7 @@ impl Link<'_> {
             return Fired::default();
         }
         let matches = |rule: &ArmedRule| {
-            rule.compiled
-                .downcast_ref::<Compiled>()
-                .is_some_and(|c| c.matches(rule.id, &facts, units.as_deref()))
+            compiled(rule).is_some_and(|c| c.matches(rule.id, &facts, units.as_deref()))
                 && self.origin.admits(rule)
         };
         let host = &self.origin.host;
@@ -504,6 +502,35 @@ impl Link<'_> {
             _ = serve_delays(&fired.delays, since) => Ok(false),
             () = cancelled.notified() => Ok(true),
             () = gone(client) => Err(End::SourceGone),
+        }
+    }
+
+    /// What becomes of the request; an end if it ends the connection.
+    fn decide(&self, request: &Request, fired: &Fired, cancelled: bool) -> Result<Verdict, End> {
+        let units = || request.sql().map(|sql| sql.units(&self.shared.cache));
+        let deny = |error, commits| match commits {
+            true => Ok(Verdict::Abort(error)),
+            false => Ok(Verdict::Deny(error)),
+        };
+        if cancelled {
+            // What the server says when a statement is cancelled while it runs.
+            let message = "canceling statement due to user request";
+            let error = Error::new("ERROR", "57014", message, None, None);
+            let commits = units()
+                .and_then(|u| u.iter().next())
+                .is_some_and(Unit::commits);
+            return deny(Arc::new(error), commits);
+        }
+        let rule = fired.terminal.as_deref().and_then(compiled);
+        match rule.map(|rule| (rule, &rule.action)) {
+            Some((rule, Action::Error(error))) => {
+                let commits = units().is_some_and(|u| rule.means_commit(u));
+                deny(error.clone(), commits)
+            }
+            Some((_, Action::Response(rows))) => Ok(Verdict::Answer(rows.clone())),
+            Some((_, Action::Drop)) => Err(End::lost()),
+            Some((_, Action::Reset)) => Err(End::Reset),
+            _ => Ok(Verdict::Pass),
         }
     }
 
@@ -549,26 +576,12 @@ impl Drop for Held<'_> {
     }
 }
 
-fn action(rule: &ArmedRule) -> Option<&Action> {
-    rule.compiled.downcast_ref::<Compiled>().map(|c| &c.action)
+fn compiled(rule: &ArmedRule) -> Option<&Compiled> {
+    rule.compiled.downcast_ref::<Compiled>()
 }
 
-/// What becomes of the request; an end if it ends the connection.
-fn decide(fired: &Fired, cancelled: bool) -> Result<Verdict, End> {
-    if cancelled {
-        // What the server says when a statement is cancelled while it runs.
-        let message = "canceling statement due to user request";
-        return Ok(Verdict::Deny(Arc::new(Error::new(
-            "ERROR", "57014", message, None, None,
-        ))));
-    }
-    match fired.terminal.as_deref().and_then(action) {
-        Some(Action::Error(error)) => Ok(Verdict::Deny(error.clone())),
-        Some(Action::Response(rows)) => Ok(Verdict::Answer(rows.clone())),
-        Some(Action::Drop) => Err(End::lost()),
-        Some(Action::Reset) => Err(End::Reset),
-        _ => Ok(Verdict::Pass),
-    }
+fn action(rule: &ArmedRule) -> Option<&Action> {
+    compiled(rule).map(|c| &c.action)
 }
 
 fn effects(fired: &Fired) -> Option<Box<Effects<Corrupt>>> {

@@ -9,7 +9,7 @@ use faultbox_contract::{
     ActionDoc, ArgError, CheckedRule, Dialect, Glob, Kind, ParamDoc, ProtocolDoc,
 };
 
-use faultbox_sql::{self as sql, Matcher, Units};
+use faultbox_sql::{self as sql, Matcher, Unit, Units};
 
 use crate::answer::Rows;
 use crate::codec;
@@ -245,6 +245,11 @@ impl Compiled {
                 Some(units) => self.statements.matches(id, units),
                 None => !self.statements.reads_sql(),
             }
+    }
+
+    /// Is what the rule means, of these statements, the end of a transaction that keeps what it did?
+    pub fn means_commit(&self, units: &Units) -> bool {
+        self.statements.first(units).is_some_and(Unit::commits)
     }
 }
 

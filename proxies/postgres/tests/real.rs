@@ -435,3 +435,98 @@ async fn large_results_pass_in_flat_memory() {
     assert!(grown < 32 << 20, "memory grew by {} MiB", grown >> 20);
     assert_eq!(proxy.degradations(), [""; 0]);
 }
+
+/// As after a COMMIT that fails for a deferred constraint: the transaction is over. In a simple query, prepared, and in a pipeline.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_commit_leaves_no_transaction() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(proxy.addr.port());
+    config.user("postgres").dbname("tokio");
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+        .batch_execute("DROP TABLE IF EXISTS denied_commit; CREATE TABLE denied_commit (id int)")
+        .await
+        .unwrap();
+    let commit = client.prepare("COMMIT").await.unwrap();
+    let insert = client
+        .prepare("INSERT INTO denied_commit VALUES (1)")
+        .await
+        .unwrap();
+    let select = client
+        .prepare("SELECT count(*) FROM denied_commit")
+        .await
+        .unwrap();
+    let rule = proxy.arm(
+        "error",
+        &[("verb", text("COMMIT")), ("code", text("disk_full"))],
+    );
+    let sqlstate = |e: tokio_postgres::Error| e.code().map(|c| c.code().to_owned());
+    for way in ["simple", "END", "extended", "pipeline"] {
+        client.batch_execute("BEGIN").await.unwrap();
+        let failed = match way {
+            "simple" => {
+                client
+                    .batch_execute("INSERT INTO denied_commit VALUES (1); COMMIT")
+                    .await
+            }
+            "END" => client.batch_execute("END").await,
+            "extended" => client.execute(&commit, &[]).await.map(drop),
+            _ => {
+                let (first, second, third) = tokio::join!(
+                    client.execute(&insert, &[]),
+                    client.execute(&commit, &[]),
+                    client.query_one(&select, &[]),
+                );
+                assert_eq!(first.unwrap(), 1);
+                assert_eq!(third.unwrap().get::<_, i64>(0), 0);
+                second.map(drop)
+            }
+        };
+        assert_eq!(
+            sqlstate(failed.unwrap_err()).as_deref(),
+            Some("53100"),
+            "{way}"
+        );
+        // Not "current transaction is aborted", and not within a transaction: two statements see two times.
+        let row = client.query_one(&select, &[]).await.unwrap();
+        assert_eq!(row.get::<_, i64>(0), 0, "{way}");
+        let now = "SELECT now()::text";
+        let first = client.query_one(now, &[]).await.unwrap();
+        let second = client.query_one(now, &[]).await.unwrap();
+        assert_ne!(
+            first.get::<_, String>(0),
+            second.get::<_, String>(0),
+            "{way}"
+        );
+    }
+    assert_eq!(rule.hits(), 4);
+    proxy.rules.lift(rule.id);
+    // What was prepared before is there still.
+    client.execute(&insert, &[]).await.unwrap();
+    // Two-phase commit: the first half ends the session's transaction, the second touches none.
+    let rule = proxy.arm(
+        "error",
+        &[
+            ("query", text("PREPARE TRANSACTION*")),
+            ("code", text("disk_full")),
+        ],
+    );
+    client.batch_execute("BEGIN").await.unwrap();
+    client.execute(&insert, &[]).await.unwrap();
+    assert!(
+        client
+            .batch_execute("PREPARE TRANSACTION 'x'")
+            .await
+            .is_err()
+    );
+    let row = client.query_one(&select, &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 1);
+    proxy.rules.lift(rule.id);
+    assert_eq!(proxy.degradations(), [""; 0]);
+}

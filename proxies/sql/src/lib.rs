@@ -154,6 +154,19 @@ impl Unit {
         &self.verb
     }
 
+    /// Is this what ends a transaction and keeps what it has done? When it fails, the transaction is over all the same.
+    pub fn commits(&self) -> bool {
+        // Two-phase commit: its second half is a transaction of its own, and its first ends the session's.
+        let begins = |words: &str| self.canonical.starts_with(words);
+        match self.dialect {
+            Dialect::Postgres => {
+                &*self.verb == "COMMIT" && !begins("commit prepared")
+                    || begins("prepare transaction ")
+            }
+            Dialect::MySql(_) => &*self.verb == "COMMIT",
+        }
+    }
+
     /// The tables it names, subqueries included, CTEs not.
     pub fn tables(&self) -> &[Table] {
         self.tables

@@ -3,7 +3,7 @@
 use faultbox_contract::rule::nearest;
 use faultbox_contract::{ArgError, CheckedRule};
 
-use crate::{Dialect, Pattern, Table, Units, canonical_verb};
+use crate::{Dialect, Pattern, Table, Unit, Units, canonical_verb};
 
 /// The statements that a rule means; all of them, if it says nothing of statements.
 #[derive(Debug)]
@@ -55,7 +55,12 @@ impl Matcher {
     }
 
     fn judge(&self, units: &Units) -> bool {
-        units.iter().any(|unit| {
+        self.first(units).is_some()
+    }
+
+    /// The first of these that the rule means: where a string of several statements stops.
+    pub fn first<'a>(&self, units: &'a Units) -> Option<&'a Unit> {
+        units.iter().find(|unit| {
             self.verb.as_ref().is_none_or(|v| v == unit.verb())
                 && self.query.as_ref().is_none_or(|q| q.matches(unit))
                 && self

@@ -136,7 +136,15 @@ impl Backend {
         };
         let affected = front.effects.is_some();
         let reply = match (front.instead.as_deref(), tag) {
-            (Some(Instead::Error(error)), b'E') => {
+            // On the way to the error that follows, the ROLLBACK that stands for a denied COMMIT.
+            (Some(Instead::Error(_)), b'1' | b'2' | b'3' | b'C')
+                if matches!(front.want, Want::Execute) =>
+            {
+                self.rest_dropped = true;
+                return Ok(Reply::Replace(here, Bytes::new()));
+            }
+            // What was denied has failed, or was rolled back.
+            (Some(Instead::Error(error)), b'E' | b'C') => {
                 self.rest_dropped = true;
                 let bytes = error.message.clone();
                 if error.fatal {

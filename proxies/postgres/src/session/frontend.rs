@@ -17,6 +17,10 @@ use crate::rules::Facts;
 const DENIED_QUERY: &str = "faultbox: a rule denied this statement";
 /// The portal whose Execute stands for a denied one; it never exists.
 const DENIED_PORTAL: &str = "faultbox: a rule denied this statement";
+/// What stands for a denied COMMIT.
+const DENIED_COMMIT: &str = "ROLLBACK /* faultbox: a rule denied this statement */";
+/// The prepared statement and the portal of a [`DENIED_COMMIT`] in the extended protocol: no names of a client's.
+const ROLLBACK: &str = "faultbox: ROLLBACK";
 /// How many portals of one session are remembered; PostgreSQL drops them at the end of a transaction, and so does the queue.
 const PORTALS: usize = 4096;
 /// Enough of a Query to see "DEALLOCATE PREPARE name;" or "DISCARD ALL": identifiers have at most 63 bytes.
@@ -295,6 +299,18 @@ impl Frontend {
                 if simple {
                     codec::put_query(&mut replaced, DENIED_QUERY);
                 } else {
+                    codec::put_execute(&mut replaced, DENIED_PORTAL);
+                }
+                Some(Instead::Error(error))
+            }
+            Verdict::Abort(error) => {
+                if simple {
+                    codec::put_query(&mut replaced, DENIED_COMMIT);
+                } else {
+                    codec::put_parse(&mut replaced, ROLLBACK, DENIED_COMMIT);
+                    codec::put_bind(&mut replaced, ROLLBACK, ROLLBACK);
+                    codec::put_execute(&mut replaced, ROLLBACK);
+                    codec::put_close_statement(&mut replaced, ROLLBACK);
                     codec::put_execute(&mut replaced, DENIED_PORTAL);
                 }
                 Some(Instead::Error(error))

@@ -8,6 +8,9 @@
 //! A request that a rule denies is *replaced* on its way to the server by one that fails there without doing anything, and the
 //! server's answer to that is replaced on its way back. So it is the server that aborts the transaction, skips to the next Sync
 //! and says in which state the session is: nothing of this has to be imitated, and it is right in pipelines of any shape.
+//!
+//! A COMMIT that fails leaves no failed transaction behind but none (`CommitTransactionCommand` and `AbortCurrentTransaction` in
+//! xact.c). So what stands for a denied one is a ROLLBACK, and in the extended protocol after it what fails, for the skip to the Sync.
 
 mod backend;
 mod frontend;
@@ -229,6 +232,8 @@ pub enum Verdict {
     Pass,
     /// The client gets this error.
     Deny(Arc<Error>),
+    /// The client gets this error from what was to commit its transaction, which is over.
+    Abort(Arc<Error>),
     /// The client gets these rows.
     Answer(Arc<Rows>),
 }
