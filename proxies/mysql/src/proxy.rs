@@ -12,7 +12,7 @@ use faultbox_engine::{
     Added, Conn, Effects, Ending, Inbox, Origin, Times, both, close, finish, gone, send,
     send_front, send_front_watching, serve_delays, tls,
 };
-use faultbox_sql::Cache;
+use faultbox_sql::{Cache, Unit};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -286,15 +286,12 @@ impl Link<'_> {
                                 }
                             };
                         }
-                        let decided = {
+                        let replaced = {
                             let mut session = self.session();
                             let cache = &self.shared.cache;
                             frontend.decide(&request, verdict, effects(&fired), &mut session, cache)
                         };
-                        if let Some(thread) = decided.kill {
-                            self.kill(thread);
-                        }
-                        if !decided.replaced {
+                        if !replaced {
                             at += n;
                             continue;
                         }
@@ -356,6 +353,9 @@ impl Link<'_> {
                 let (step, mut effects) = {
                     let mut session = self.session();
                     let step = backend.next(&inbox.bytes[at..], &mut session);
+                    if let Some(thread) = session.killed.take() {
+                        self.kill(thread);
+                    }
                     let effects = match step {
                         Ok(Answer::Affected(..) | Answer::Replace(..)) => {
                             session.queue.front_mut().and_then(|e| e.effects.take())
@@ -417,13 +417,10 @@ impl Link<'_> {
         let sql = request.sql();
         let units = sql.map(|sql| sql.units(&self.shared.cache).clone());
         let matches = |rule: &ArmedRule| {
-            rule.compiled
-                .downcast_ref::<Compiled>()
-                .is_some_and(|c| match &units {
-                    Some(units) => c.matches(rule.id, &facts, units),
-                    None => c.matches_login(&facts),
-                })
-                && self.origin.admits(rule)
+            compiled(rule).is_some_and(|c| match &units {
+                Some(units) => c.matches(rule.id, &facts, units),
+                None => c.matches_login(&facts),
+            }) && self.origin.admits(rule)
         };
         let fields = || {
             let mut fields = json!({"user": facts.user, "database": facts.database});
@@ -460,7 +457,8 @@ impl Link<'_> {
         }
     }
 
-    /// If a delay holds this session, ends it: the server has nothing to kill.
+    /// If a delay holds this session, ends it: the server had nothing to kill. Only now that it has answered: before, the session whose
+    /// delay ends could be gone before the server looks for it.
     fn kill(&self, thread: u32) {
         if let Some(killed) = self.shared.held().get(&thread) {
             killed.notify_one();
@@ -475,10 +473,26 @@ impl Link<'_> {
         killed: bool,
         bytes: &[u8],
     ) -> Result<Verdict, End> {
-        let verdict = match fired.terminal.as_deref().and_then(action) {
+        let units = || request.sql().map(|sql| sql.units(&self.shared.cache));
+        let deny = |error, commits| match commits {
+            true => Verdict::Abort(error),
+            false => Verdict::Deny(error),
+        };
+        let rule = fired.terminal.as_deref();
+        let verdict = match rule.and_then(action) {
             // ER_QUERY_INTERRUPTED
-            _ if killed => Verdict::Deny(Arc::new(Error::of_code(1317))),
-            Some(Action::Error(error)) => Verdict::Deny(error.clone()),
+            _ if killed => {
+                let first = units().and_then(|u| u.iter().next());
+                deny(
+                    Arc::new(Error::of_code(1317)),
+                    first.is_some_and(Unit::commits),
+                )
+            }
+            Some(Action::Error(error)) => {
+                let rule = rule.and_then(compiled);
+                let commits = units().zip(rule).is_some_and(|(u, c)| c.means_commit(u));
+                deny(error.clone(), commits)
+            }
             Some(Action::Response(rows)) => Verdict::Answer(rows.clone()),
             Some(Action::Drop) => return Err(End::lost()),
             Some(Action::Reset) => return Err(End::Reset),
@@ -486,7 +500,7 @@ impl Link<'_> {
         };
         match (request, &verdict) {
             // Who is refused is told so and shown out. The server never hears of it.
-            (Request::Login, Verdict::Deny(error)) => {
+            (Request::Login, Verdict::Deny(error) | Verdict::Abort(error)) => {
                 let seq = bytes.get(3).map_or(2, |seq| seq.wrapping_add(1));
                 let session = self.session();
                 let mut reply = Reply::new(seq, session.capabilities, session.status);
@@ -523,8 +537,12 @@ impl Drop for Held<'_> {
     }
 }
 
+fn compiled(rule: &ArmedRule) -> Option<&Compiled> {
+    rule.compiled.downcast_ref::<Compiled>()
+}
+
 fn action(rule: &ArmedRule) -> Option<&Action> {
-    rule.compiled.downcast_ref::<Compiled>().map(|c| &c.action)
+    compiled(rule).map(|c| &c.action)
 }
 
 fn effects(fired: &Fired) -> Option<Box<Effects<Corrupt>>> {

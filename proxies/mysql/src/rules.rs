@@ -7,7 +7,7 @@ use faultbox_contract::rule::nearest;
 use faultbox_contract::{
     ActionDoc, ArgError, CheckedRule, Dialect as GlobDialect, Glob, Kind, ParamDoc, ProtocolDoc,
 };
-use faultbox_sql::{Dialect, Matcher, Units};
+use faultbox_sql::{Dialect, Matcher, Unit, Units};
 
 use crate::answer::Rows;
 use crate::errors;
@@ -223,6 +223,11 @@ impl Compiled {
     /// Does a login match? Only if the rule asks for logins.
     pub fn matches_login(&self, facts: &Facts) -> bool {
         self.statements.verb() == Some(CONNECT) && self.admits(facts)
+    }
+
+    /// Is what the rule means, of these statements, the end of a transaction that keeps what it did?
+    pub fn means_commit(&self, units: &Units) -> bool {
+        self.statements.first(units).is_some_and(Unit::commits)
     }
 
     fn admits(&self, facts: &Facts) -> bool {

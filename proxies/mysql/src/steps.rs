@@ -150,11 +150,10 @@ async fn leave(client: Client, endpoint: &Endpoint, account: &Account, reusable:
 
 async fn run(client: &mut Client, work: &Work) -> Result<Value, Failure> {
     match work {
-        Work::Query(statement) => match last(client, statement).await? {
-            Value::Array(rows) => Ok(Value::Array(rows)),
-            _ => Ok(json!([])),
-        },
-        Work::Exec(statement) => match last(client, statement).await? {
+        Work::Query(statement) => {
+            Ok(rows(outcomes(client, statement).await?).map_or_else(|| json!([]), Value::Array))
+        }
+        Work::Exec(statement) => match result(outcomes(client, statement).await?) {
             Value::Array(rows) => Ok(json!({"rows_affected": rows.len(), "last_insert_id": 0})),
             done => Ok(done),
         },
@@ -162,8 +161,8 @@ async fn run(client: &mut Client, work: &Work) -> Result<Value, Failure> {
             client.query("START TRANSACTION").await?;
             let mut results = vec![];
             for statement in statements {
-                match last(client, statement).await {
-                    Ok(result) => results.push(result),
+                match outcomes(client, statement).await {
+                    Ok(outcomes) => results.push(result(outcomes)),
                     Err(failure) => {
                         // What matters is why it failed; a connection that is lost has rolled back by itself.
                         let _ = client.query("ROLLBACK").await;
@@ -177,19 +176,34 @@ async fn run(client: &mut Client, work: &Work) -> Result<Value, Failure> {
     }
 }
 
-/// Runs a statement: the rows of the last result, or what it has done.
-async fn last(client: &mut Client, statement: &Statement) -> Result<Value, Failure> {
-    let outcomes = match statement.params.as_slice() {
-        [] => client.query(&statement.sql).await?,
-        params => client.execute(&statement.sql, params).await?,
-    };
-    Ok(match outcomes.into_iter().next_back() {
+/// Runs a statement.
+async fn outcomes(client: &mut Client, statement: &Statement) -> Result<Vec<Outcome>, Failure> {
+    match statement.params.as_slice() {
+        [] => client.query(&statement.sql).await,
+        params => client.execute(&statement.sql, params).await,
+    }
+}
+
+/// The rows of the last outcome that has some: a CALL ends with an OK behind what its procedure has selected.
+fn rows(outcomes: Vec<Outcome>) -> Option<Vec<Value>> {
+    outcomes
+        .into_iter()
+        .rev()
+        .find_map(|outcome| match outcome {
+            Outcome::Rows(rows) => Some(rows),
+            Outcome::Done(_) => None,
+        })
+}
+
+/// The last outcome: its rows, or what was done.
+fn result(outcomes: Vec<Outcome>) -> Value {
+    match outcomes.into_iter().next_back() {
         Some(Outcome::Rows(rows)) => Value::Array(rows),
         Some(Outcome::Done(done)) => {
             json!({"rows_affected": done.affected, "last_insert_id": done.insert_id})
         }
         None => Value::Null,
-    })
+    }
 }
 
 fn account(endpoint: &Endpoint, call: Option<&CheckedStep>) -> Account {

@@ -383,3 +383,77 @@ async fn a_pool_survives_faults() {
     }
     pool.disconnect().await.unwrap();
 }
+
+/// Whatever the code: a COMMIT that fails ends its transaction, by text and prepared.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_commit_leaves_no_transaction() {
+    if skip() {
+        return;
+    }
+    let server = with_database("driver_commit").await;
+    let proxy = Harness::start(faultbox_mysql::protocol(), server.addr);
+    let mut c = Conn::new(opts(proxy.addr, "driver_commit")).await.unwrap();
+    c.query_drop("CREATE TABLE orders (id INT PRIMARY KEY)")
+        .await
+        .unwrap();
+    let commit = c.prep("COMMIT").await.unwrap();
+    let rule = proxy.arm(
+        "error",
+        &[("verb", text("COMMIT")), ("code", text("ER_DISK_FULL"))],
+    );
+    for (id, prepared) in [(1, false), (2, true)] {
+        c.query_drop("BEGIN").await.unwrap();
+        c.query_drop(format!("INSERT INTO orders VALUES ({id})"))
+            .await
+            .unwrap();
+        let failed = match prepared {
+            true => c.exec_drop(&commit, ()).await,
+            false => c.query_drop("COMMIT").await,
+        };
+        let failed = shown(&failed.unwrap_err());
+        assert!(failed.starts_with("server 1021 HY000"), "{failed}");
+        // Of the transaction nothing is left: neither its rows nor itself.
+        let inside: Option<u8> = c.query_first("SELECT @@in_transaction").await.unwrap();
+        let rows: Option<u32> = c.query_first("SELECT count(*) FROM orders").await.unwrap();
+        assert_eq!((inside, rows), (Some(0), Some(0)), "{prepared}");
+    }
+    assert_eq!(rule.hits(), 2);
+    proxy.rules.lift(rule.id);
+    // Of a string it is the first statement that a rule means: this one is in the transaction, which goes on.
+    let rule = proxy.arm(
+        "error",
+        &[("table", text("orders")), ("code", Arg::Int(1205))],
+    );
+    c.query_drop("BEGIN").await.unwrap();
+    let several = c.query_drop("INSERT INTO orders VALUES (3); COMMIT").await;
+    assert!(several.is_err());
+    let inside: Option<u8> = c.query_first("SELECT @@in_transaction").await.unwrap();
+    assert_eq!(inside, Some(1));
+    proxy.rules.lift(rule.id);
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_diagnostics_quote_as_the_error_does() {
+    if skip() {
+        return;
+    }
+    let server = with_database("driver_diagnostics").await;
+    let proxy = Harness::start(faultbox_mysql::protocol(), server.addr);
+    let mut c = Conn::new(opts(proxy.addr, "driver_diagnostics"))
+        .await
+        .unwrap();
+    let message = "Duplicate entry 'it''s' for key 'PRIMARY'";
+    proxy.arm(
+        "error",
+        &[
+            ("verb", text("INSERT")),
+            ("code", text("ER_DUP_ENTRY")),
+            ("message", text(message)),
+        ],
+    );
+    let failed = c.query_drop("INSERT INTO t VALUES (1)").await.unwrap_err();
+    assert_eq!(shown(&failed), format!("server 1062 23000 {message}"));
+    let warnings: Vec<(String, u16, String)> = c.query("SHOW WARNINGS").await.unwrap();
+    assert_eq!(warnings, [("Error".into(), 1062, message.into())]);
+}

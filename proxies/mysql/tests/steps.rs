@@ -146,6 +146,18 @@ async fn exec_tx_and_errors() {
         json!([{"n": 4}])
     );
 
+    // A procedure's rows, though an OK ends the answer to its CALL; in both protocols.
+    let procedure = "CREATE OR REPLACE PROCEDURE listed(least INT) BEGIN \
+                     SELECT 'first' AS x; SELECT id FROM steps WHERE id >= least ORDER BY id; END";
+    assert!(exec(procedure).await.ok);
+    for (call, params) in [
+        ("CALL listed(3)", json!([])),
+        ("CALL listed(?)", json!([3])),
+    ] {
+        let called = query(addr, call, params).await;
+        assert_eq!(called.data, json!([{"id": 3}, {"id": 10}]), "{called:?}");
+    }
+
     // An armed rule hits a step like any other client.
     let rule = proxy.arm(
         "error",

@@ -66,17 +66,6 @@ struct Pending {
     patched: Option<BytesMut>,
     /// Can the server not understand it without them, and they cannot be put in?
     lost: bool,
-    /// The session whose statement it kills.
-    kill: Option<u32>,
-}
-
-/// What became of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Decided {
-    /// Is it dropped, and something else goes to the server?
-    pub replaced: bool,
-    /// The session whose statement it kills.
-    pub kill: Option<u32>,
 }
 
 impl Frontend {
@@ -346,13 +335,11 @@ impl Frontend {
             Glimpse::Use(database) => {
                 expected.then = Some(Box::new(Then::Database(database.clone())));
             }
+            Glimpse::Kill(thread) => expected.then = Some(Box::new(Then::Killed(*thread))),
             Glimpse::AnsiQuotes(on) => session.ansi_quotes = *on,
-            _ => {}
+            Glimpse::Other => {}
         }
-        let mut pending = Pending::new(here, total, expected);
-        if let Glimpse::Kill(thread) = glimpse {
-            pending.kill = Some(thread);
-        }
+        let pending = Pending::new(here, total, expected);
         let request = Request::Query(Sql::new(if armed { text } else { &[] }, session.dialect()));
         Ok(self.request(request, pending, session, armed))
     }
@@ -420,7 +407,8 @@ impl Frontend {
         Step::Request(request, here)
     }
 
-    /// Carries out what was decided about the request of the last [`Step::Request`].
+    /// Carries out what was decided about the request of the last [`Step::Request`]; true if it is dropped, and something else goes to
+    /// the server.
     pub fn decide(
         &mut self,
         request: &Request,
@@ -428,12 +416,9 @@ impl Frontend {
         effects: Option<Box<Effects<Corrupt>>>,
         session: &mut Session,
         cache: &Cache,
-    ) -> Decided {
+    ) -> bool {
         let Some(pending) = self.pending.take() else {
-            return Decided {
-                replaced: false,
-                kill: None,
-            };
+            return false;
         };
         self.rest = pending.total - pending.here;
         let passes = matches!(verdict, Verdict::Pass);
@@ -462,10 +447,7 @@ impl Frontend {
         }
         self.instead = replaced.or(pending.patched);
         self.discard = self.instead.is_some();
-        Decided {
-            replaced: self.discard,
-            kill: pending.kill.filter(|_| passes),
-        }
+        self.discard
     }
 }
 
@@ -479,7 +461,6 @@ impl Pending {
             types: None,
             patched: None,
             lost: false,
-            kill: None,
         }
     }
 

@@ -7,7 +7,8 @@
 //!
 //! A request that a rule denies is *replaced* on its way to the server by a SIGNAL of the same error, and the server's answer to that
 //! is replaced on its way back. So the session's diagnostics (SHOW WARNINGS, @@error_count) are as they would be, and an error that
-//! rolls the transaction back is preceded by a ROLLBACK.
+//! rolls the transaction back is preceded by a ROLLBACK. So is any error of a COMMIT: one that has failed leaves no transaction to go
+//! on with.
 
 mod backend;
 mod frontend;
@@ -59,6 +60,8 @@ pub struct Session {
     pub thread: u32,
     /// The status as the server last told it.
     pub status: u16,
+    /// The session whose statement the server has killed for this one, until that is dealt with.
+    pub killed: Option<u32>,
     /// Has the client set ANSI_QUOTES? MariaDB tells by its status, too.
     ansi_quotes: bool,
     statements: HashMap<u32, Arc<Prepared>>,
@@ -132,6 +135,8 @@ enum Then {
     Database(String),
     Login(Facts),
     Reset,
+    /// This session's statement is killed.
+    Killed(u32),
 }
 
 /// What a client gets instead of the server's answer.
@@ -222,6 +227,8 @@ pub enum Verdict {
     Pass,
     /// The client gets this error.
     Deny(Arc<Error>),
+    /// The client gets this error from what was to commit its transaction, which is rolled back.
+    Abort(Arc<Error>),
     /// The client gets these rows.
     Answer(Arc<Rows>),
 }
@@ -289,6 +296,7 @@ impl Session {
                 self.reset();
             }
             Some(Then::Reset) => self.reset(),
+            Some(Then::Killed(thread)) => self.killed = Some(thread),
             None => {}
         }
     }

@@ -17,14 +17,16 @@ const SIGNAL_TEXT: usize = 128;
 
 /// The statement that makes the server itself raise this error, without having done anything.
 fn signal(error: &Error) -> String {
-    // Plain characters only: the statement must mean the same in every character set and mode. The client gets the real text.
-    let plain = |c: char| c.is_ascii() && !c.is_ascii_control() && c != '\'' && c != '\\';
+    // Plain characters only: the statement must mean the same in every character set and mode, and in one of them a backslash escapes.
+    // The client gets the real text.
+    let plain = |c: char| c.is_ascii() && !c.is_ascii_control() && c != '\\';
     let text: String = error
         .message
         .chars()
         .take(SIGNAL_TEXT)
         .map(|c| if plain(c) { c } else { '?' })
         .collect();
+    let text = text.replace('\'', "''");
     format!(
         "/* faultbox: a rule denied a statement */ SIGNAL SQLSTATE '{}' SET MYSQL_ERRNO = {}, MESSAGE_TEXT = '{text}'",
         error.sqlstate, error.code
@@ -50,6 +52,7 @@ impl Session {
         {
             before += u8::from(forget_long_data(&mut out, prepared, id));
         }
+        let commits = matches!(verdict, Verdict::Abort(_));
         let what = match verdict {
             Verdict::Pass => {
                 self.push(Expected {
@@ -58,8 +61,8 @@ impl Session {
                 });
                 return None;
             }
-            Verdict::Deny(error) => {
-                if errors::rolls_back(error.code) {
+            Verdict::Deny(error) | Verdict::Abort(error) => {
+                if commits || errors::rolls_back(error.code) {
                     // Whatever completion_type says, the real error starts no new transaction and ends no session.
                     codec::put_command(
                         &mut out,

@@ -63,7 +63,7 @@ impl Talk {
                             &self.cache,
                         );
                         let taken: Vec<u8> = held.drain(..n).collect();
-                        if !decided.replaced {
+                        if !decided {
                             sent.extend(taken);
                         }
                     }
@@ -331,7 +331,7 @@ fn long_requests_are_answered_with_the_number_that_follows_theirs() {
                 let decided =
                     talk.frontend
                         .decide(&request, verdict, None, &mut talk.session, &talk.cache);
-                assert!(decided.replaced);
+                assert!(decided);
                 at += n;
             }
             Step::Discard(n) => at += n,
