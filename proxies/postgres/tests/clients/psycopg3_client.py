@@ -126,11 +126,15 @@ def faults():
     with db.pipeline() as p:
         before = db.execute("SELECT 'before'")
         p.sync()
+        # The error shows as soon as it has arrived: in execute, in sync, or only when its result is asked for.
         try:
-            db.execute(insert, (105,))
+            denied = db.execute(insert, (105,))
             p.sync()
+            denied.fetchall()
         except psycopg.Error as e:
             show("only its batch", type(e).__name__)
+        # Where it was in execute, the batch has no end yet; where not, this is an empty one.
+        p.sync()
         after = db.execute("SELECT 'after'")
         p.sync()
         show("around", before.fetchone(), after.fetchone())
