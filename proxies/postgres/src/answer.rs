@@ -2,36 +2,90 @@
 
 use bytes::BytesMut;
 use faultbox_contract::Arg;
+use faultbox_sql::{Unit, Units};
 use serde_json::{Map, Value};
 
 use crate::codec::{self, Column};
+use crate::encode::{encode, oid};
 use crate::rules::Error;
 
-/// Types by OID (`pg_type.dat`), as far as values from a spec can be encoded for them in binary.
-pub mod oid {
-    #![allow(missing_docs)] // the server's own names
-    pub const BOOL: u32 = 16;
-    pub const BYTEA: u32 = 17;
-    pub const CHAR: u32 = 18;
-    pub const NAME: u32 = 19;
-    pub const INT8: u32 = 20;
-    pub const INT2: u32 = 21;
-    pub const INT4: u32 = 23;
-    pub const TEXT: u32 = 25;
-    pub const OID: u32 = 26;
-    pub const JSON: u32 = 114;
-    pub const XML: u32 = 142;
-    pub const FLOAT4: u32 = 700;
-    pub const FLOAT8: u32 = 701;
-    pub const UNKNOWN: u32 = 705;
-    pub const BPCHAR: u32 = 1042;
-    pub const VARCHAR: u32 = 1043;
-    pub const DATE: u32 = 1082;
-    pub const TIMESTAMP: u32 = 1114;
-    pub const TIMESTAMPTZ: u32 = 1184;
-    pub const NUMERIC: u32 = 1700;
-    pub const UUID: u32 = 2950;
-    pub const JSONB: u32 = 3802;
+/// A statement, as far as what answers it goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Command {
+    verb: Box<str>,
+    name: Box<str>,
+    /// Does it return rows? `None` where the text does not tell.
+    returns: Option<bool>,
+    /// Does it exchange COPY data with the client?
+    pub copies: bool,
+}
+
+impl Command {
+    /// Of the first statement, whose answer it is that the rows become.
+    pub fn of(units: &Units) -> Command {
+        let mut units = units.iter();
+        let Some(first) = units.next() else {
+            return Command::default();
+        };
+        let returns = match first.verb() {
+            "SELECT" => Some(!first.says("into")),
+            "VALUES" | "TABLE" | "FETCH" | "SHOW" | "EXPLAIN" => Some(true),
+            "INSERT" | "UPDATE" | "DELETE" | "MERGE" => Some(first.says("returning")),
+            // What a procedure returns, and what was prepared out of sight, the server knows.
+            "CALL" | "EXECUTE" => None,
+            _ => Some(false),
+        };
+        Command {
+            verb: first.verb().into(),
+            name: name(first).into(),
+            returns,
+            copies: first.verb() == "COPY" && (first.says("stdin") || first.says("stdout")),
+        }
+    }
+}
+
+/// The command as the server calls it, in its tags and errors (`CreateCommandTag` in utility.c): "CREATE TABLE".
+pub fn name(unit: &Unit) -> String {
+    let words = || unit.canonical().split(' ').skip(1);
+    match unit.verb() {
+        verb @ ("CREATE" | "ALTER" | "DROP" | "DISCARD" | "REFRESH") => {
+            let between = |word: &&str| {
+                matches!(
+                    *word,
+                    "or" | "replace"
+                        | "unique"
+                        | "temp"
+                        | "temporary"
+                        | "unlogged"
+                        | "global"
+                        | "local"
+                        | "recursive"
+                        | "trusted"
+                        | "procedural"
+                        | "constraint"
+                )
+            };
+            let mut kind = words().skip_while(between);
+            let mut name = format!("{verb} {}", kind.next().unwrap_or_default());
+            // Kinds of two words and more.
+            if let "CREATE materialized"
+            | "ALTER materialized"
+            | "DROP materialized"
+            | "REFRESH materialized" = name.as_str()
+            {
+                name.push_str(" VIEW");
+            }
+            if name.ends_with(" foreign") {
+                name = format!("{name} {}", kind.next().unwrap_or_default());
+            }
+            name.to_ascii_uppercase()
+        }
+        "TRUNCATE" => "TRUNCATE TABLE".into(),
+        "LOCK" => "LOCK TABLE".into(),
+        "DECLARE" => "DECLARE CURSOR".into(),
+        "CLOSE" => "CLOSE CURSOR".into(),
+        verb => verb.to_owned(),
+    }
 }
 
 /// The rows of a rule.
@@ -87,20 +141,20 @@ impl Rows {
     }
 
     /// The whole answer in the simple protocol, up to ReadyForQuery.
-    pub fn simple(&self, verb: &str) -> BytesMut {
+    pub fn simple(&self, command: &Command) -> BytesMut {
         let mut out = BytesMut::new();
-        if !self.columns.is_empty() || verb == "SELECT" {
+        if command.returns.unwrap_or(!self.columns.is_empty()) {
             codec::put_row_description(&mut out, &self.columns);
+            // Text of a type that was chosen for these very values always encodes.
+            let _ = self.put_rows(&mut out, &self.columns);
         }
-        // Text of a type that was chosen for these very values always encodes.
-        let _ = self.put_rows(&mut out, &self.columns);
-        codec::put_command_complete(&mut out, &self.tag(verb));
+        codec::put_command_complete(&mut out, &self.tag(command));
         out
     }
 
     /// The answer to an Execute, in the columns and formats that the server has described; `None` if the statement returns no rows,
     /// or nobody has asked.
-    pub fn extended(&self, verb: &str, columns: Option<&[Column]>) -> BytesMut {
+    pub fn extended(&self, command: &Command, columns: Option<&[Column]>) -> BytesMut {
         let mut out = BytesMut::new();
         if let Some(columns) = columns
             && let Err(e) = self.put_rows(&mut out, columns)
@@ -116,18 +170,18 @@ impl Rows {
             out.extend_from_slice(&error.message);
             return out;
         }
-        codec::put_command_complete(&mut out, &self.tag(verb));
+        codec::put_command_complete(&mut out, &self.tag(command));
         out
     }
 
-    fn tag(&self, verb: &str) -> String {
-        match verb {
+    fn tag(&self, command: &Command) -> String {
+        match &*command.verb {
             "INSERT" => format!("INSERT 0 {}", self.rows.len()),
-            "UPDATE" | "DELETE" | "MERGE" | "COPY" | "FETCH" | "MOVE" | "SELECT" => {
+            verb @ ("UPDATE" | "DELETE" | "MERGE" | "COPY" | "FETCH" | "MOVE" | "SELECT") => {
                 format!("{verb} {}", self.rows.len())
             }
             "" | "VALUES" | "TABLE" => format!("SELECT {}", self.rows.len()),
-            _ => verb.to_owned(),
+            _ => command.name.to_string(),
         }
     }
 
@@ -179,177 +233,6 @@ fn type_of<'a>(values: impl Iterator<Item = &'a Value>) -> u32 {
     found.unwrap_or(oid::TEXT)
 }
 
-fn encode(value: &Value, column: &Column) -> Result<Vec<u8>, String> {
-    match column.format {
-        0 => Ok(text(value, column.oid).into_bytes()),
-        _ => binary(value, column.oid).ok_or_else(|| {
-            format!(
-                "response() cannot encode {value} for column \"{}\" (type {}) in the binary format that the client asked for",
-                column.name, column.oid
-            )
-        }),
-    }
-}
-
-fn text(value: &Value, oid: u32) -> String {
-    match value {
-        // The server's output of boolean; but a JSON document says true.
-        Value::Bool(b) if !matches!(oid, oid::JSON | oid::JSONB) => {
-            if *b { "t" } else { "f" }.into()
-        }
-        Value::String(s) if !matches!(oid, oid::JSON | oid::JSONB) => s.clone(),
-        other => other.to_string(),
-    }
-}
-
-fn binary(value: &Value, oid: u32) -> Option<Vec<u8>> {
-    let int = || match value {
-        Value::Number(n) => n.as_i64(),
-        Value::String(s) => s.parse().ok(),
-        _ => None,
-    };
-    let float = || match value {
-        Value::Number(n) => n.as_f64(),
-        Value::String(s) => s.parse().ok(),
-        _ => None,
-    };
-    Some(match oid {
-        oid::BOOL => vec![u8::from(value.as_bool()?)],
-        oid::INT2 => i16::try_from(int()?).ok()?.to_be_bytes().into(),
-        oid::INT4 => i32::try_from(int()?).ok()?.to_be_bytes().into(),
-        oid::OID => u32::try_from(int()?).ok()?.to_be_bytes().into(),
-        oid::INT8 => int()?.to_be_bytes().into(),
-        oid::FLOAT4 => (float()? as f32).to_be_bytes().into(),
-        oid::FLOAT8 => float()?.to_be_bytes().into(),
-        oid::TEXT
-        | oid::VARCHAR
-        | oid::BPCHAR
-        | oid::NAME
-        | oid::CHAR
-        | oid::XML
-        | oid::UNKNOWN
-        | oid::JSON => text(value, oid).into_bytes(),
-        // jsonb_recv: a version, then the text.
-        oid::JSONB => [b"\x01", text(value, oid).as_bytes()].concat(),
-        oid::BYTEA => value.as_str()?.into(),
-        oid::UUID => uuid(value.as_str()?)?,
-        oid::NUMERIC => numeric(&text(value, oid))?,
-        oid::DATE => i32::try_from(days(value.as_str()?)?)
-            .ok()?
-            .to_be_bytes()
-            .into(),
-        oid::TIMESTAMP | oid::TIMESTAMPTZ => micros(value.as_str()?)?.to_be_bytes().into(),
-        _ => return None,
-    })
-}
-
-fn uuid(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text
-        .bytes()
-        .filter(|b| !matches!(b, b'-' | b'{' | b'}'))
-        .map(|b| (b as char).to_digit(16).map(|d| d as u8))
-        .collect::<Option<_>>()?;
-    (digits.len() == 32).then(|| digits.chunks(2).map(|d| d[0] << 4 | d[1]).collect())
-}
-
-/// `numeric_recv`: groups of four decimal digits, the weight of the first, the sign, the display scale.
-fn numeric(text: &str) -> Option<Vec<u8>> {
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text),
-    };
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    let all_digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-    if whole.len() + fraction.len() == 0 || !all_digits(whole) || !all_digits(fraction) {
-        return None;
-    }
-    let pad = (4 - whole.len() % 4) % 4;
-    let mut padded = "0".repeat(pad) + whole + fraction;
-    padded.push_str(&"0".repeat((4 - fraction.len() % 4) % 4));
-    let mut weight = i16::try_from((whole.len() + pad) / 4).ok()? - 1;
-    let mut groups: Vec<u16> = padded
-        .as_bytes()
-        .chunks(4)
-        .map(|c| c.iter().fold(0, |n, d| n * 10 + u16::from(d - b'0')))
-        .collect();
-    while groups.last() == Some(&0) {
-        groups.pop();
-    }
-    while groups.first() == Some(&0) {
-        groups.remove(0);
-        weight -= 1;
-    }
-    if groups.is_empty() {
-        weight = 0;
-    }
-    let sign: u16 = if negative && !groups.is_empty() {
-        0x4000
-    } else {
-        0
-    };
-    let mut out = vec![];
-    out.extend(u16::try_from(groups.len()).ok()?.to_be_bytes());
-    out.extend(weight.to_be_bytes());
-    out.extend(sign.to_be_bytes());
-    out.extend(u16::try_from(fraction.len()).ok()?.to_be_bytes());
-    groups.iter().for_each(|g| out.extend(g.to_be_bytes()));
-    Some(out)
-}
-
-/// Days from 2000-01-01, PostgreSQL's epoch, to an ISO date of the proleptic Gregorian calendar.
-fn days(text: &str) -> Option<i64> {
-    let mut parts = text.splitn(3, '-').map(|p| p.parse::<i64>().ok());
-    let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
-    if !(1..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": days_from_civil; 730425 is 2000-01-01 counted from 0000-03-01.
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    Some(era * 146_097 + day_of_era - 730_425)
-}
-
-/// Microseconds from 2000-01-01 00:00 to "2024-05-06 07:08:09.123456", with an optional offset from UTC.
-fn micros(text: &str) -> Option<i64> {
-    let (date, time) = text.split_once([' ', 'T']).unwrap_or((text, "00:00:00"));
-    let zone = time.find(['+', '-', 'Z']).unwrap_or(time.len());
-    let (time, zone) = time.split_at(zone);
-    let offset = match zone.strip_prefix(['+', '-']) {
-        None => 0,
-        Some(hours) => {
-            let (hours, minutes) = match hours.split_once(':') {
-                Some((h, m)) => (h, m),
-                None => hours.split_at_checked(2)?,
-            };
-            let minutes: i64 = if minutes.is_empty() {
-                0
-            } else {
-                minutes.parse().ok()?
-            };
-            let seconds = hours.parse::<i64>().ok()? * 3600 + minutes * 60;
-            if zone.starts_with('-') {
-                -seconds
-            } else {
-                seconds
-            }
-        }
-    };
-    let mut parts = time.splitn(3, ':');
-    let (hours, minutes): (i64, i64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    let (seconds, fraction) = match parts.next().unwrap_or("0").split_once('.') {
-        Some((s, f)) => (s.parse::<i64>().ok()?, f.to_owned()),
-        None => (
-            time.splitn(3, ':').nth(2).unwrap_or("0").parse().ok()?,
-            String::new(),
-        ),
-    };
-    let fraction: i64 = format!("{fraction:0<6}").get(..6)?.parse().ok()?;
-    let seconds = days(date)? * 86_400 + hours * 3600 + minutes * 60 + seconds - offset;
-    Some(seconds * 1_000_000 + fraction)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,6 +240,10 @@ mod tests {
 
     fn rows(value: Value) -> Rows {
         Rows::new(Some(&Arg::Json(value))).unwrap()
+    }
+
+    fn command(sql: &str) -> Command {
+        Command::of(&Units::new(sql, faultbox_sql::Dialect::Postgres))
     }
 
     #[test]
@@ -378,56 +265,69 @@ mod tests {
                 ("m", oid::TEXT)
             ]
         );
-        let out = rows.simple("SELECT");
+        let out = rows.simple(&command("SELECT 1"));
         assert!(out.ends_with(b"C\0\0\0\x0dSELECT 4\0"));
         assert_eq!(out[0], b'T');
     }
 
     #[test]
     fn statements_without_rows_have_their_tag_only() {
-        assert_eq!(
-            &rows(json!([])).simple("INSERT")[..],
-            b"C\0\0\0\x0fINSERT 0 0\0"
-        );
-        assert_eq!(
-            &rows(json!([{}, {}])).extended("UPDATE", None)[..],
-            b"C\0\0\0\x0dUPDATE 2\0"
-        );
+        for (sql, tag) in [
+            ("INSERT INTO t VALUES (1)", "INSERT 0 2"),
+            ("UPDATE t SET a = (SELECT 1)", "UPDATE 2"),
+            ("SELECT a INTO u FROM t", "SELECT 2"),
+            ("COPY t FROM '/tmp/x'", "COPY 2"),
+            ("CREATE UNIQUE INDEX i ON t (a)", "CREATE INDEX"),
+            (
+                "CREATE OR REPLACE FUNCTION f() RETURNS int",
+                "CREATE FUNCTION",
+            ),
+            ("DROP MATERIALIZED VIEW v", "DROP MATERIALIZED VIEW"),
+            ("TRUNCATE t", "TRUNCATE TABLE"),
+            ("START TRANSACTION", "BEGIN"),
+        ] {
+            let two = rows(json!([{"id": 1}, {"id": 2}]));
+            let expected = [
+                b"C".as_slice(),
+                &(tag.len() as u32 + 5).to_be_bytes(),
+                tag.as_bytes(),
+                b"\0",
+            ]
+            .concat();
+            assert_eq!(two.simple(&command(sql)), expected, "{sql}");
+            assert_eq!(two.extended(&command(sql), None), expected, "{sql}");
+        }
     }
 
     #[test]
-    fn binary_formats() {
-        let check = |value: Value, oid: u32, expected: &[u8]| {
-            assert_eq!(
-                binary(&value, oid).as_deref(),
-                Some(expected),
-                "{value} as {oid}"
-            );
-        };
-        check(json!(5), oid::INT2, &[0, 5]);
-        check(json!(-1), oid::INT8, &[255; 8]);
-        check(json!({"a": 1}), oid::JSONB, b"\x01{\"a\":1}");
-        check(
-            json!("12345.6"),
-            oid::NUMERIC,
-            &[0, 3, 0, 1, 0, 0, 0, 1, 0, 1, 0x09, 0x29, 0x17, 0x70],
+    fn statements_that_return_rows_describe_them_though_there_are_none() {
+        for (sql, tag) in [
+            ("SELECT 1", "SELECT 0"),
+            ("(SELECT 1) UNION SELECT 2", "SELECT 0"),
+            ("VALUES (1)", "SELECT 0"),
+            ("TABLE t", "SELECT 0"),
+            ("WITH x AS (SELECT 1) SELECT * FROM x", "SELECT 0"),
+            ("INSERT INTO t VALUES (1) RETURNING id", "INSERT 0 0"),
+            ("DELETE FROM t RETURNING *", "DELETE 0"),
+            ("FETCH ALL FROM c", "FETCH 0"),
+            ("SHOW server_version", "SHOW"),
+            ("EXPLAIN DELETE FROM t", "EXPLAIN"),
+        ] {
+            let out = rows(json!([])).simple(&command(sql));
+            assert!(out.starts_with(b"T\0\0\0\x06\0\0C"), "{sql}");
+            assert!(out.ends_with(format!("{tag}\0").as_bytes()), "{sql}");
+        }
+        // A RETURNING within is not the statement's.
+        let within = command("WITH x AS (DELETE FROM t RETURNING id) UPDATE u SET a = 1");
+        assert!(rows(json!([])).simple(&within).starts_with(b"C"));
+        // Of a procedure only the rows can tell.
+        assert!(
+            rows(json!([]))
+                .simple(&command("CALL p()"))
+                .starts_with(b"C")
         );
-        check(
-            json!(-0.001),
-            oid::NUMERIC,
-            &[0, 1, 255, 255, 0x40, 0, 0, 3, 0, 10],
-        );
-        check(json!(0), oid::NUMERIC, &[0; 8]);
-        check(json!("2000-01-02"), oid::DATE, &[0, 0, 0, 1]);
-        check(json!("1999-12-31"), oid::DATE, &[255; 4]);
-        check(
-            json!("2000-01-01 00:00:01.5"),
-            oid::TIMESTAMP,
-            &1_500_000i64.to_be_bytes(),
-        );
-        check(json!("2000-01-01T02:00:00+02"), oid::TIMESTAMPTZ, &[0; 8]);
-        assert_eq!(binary(&json!(70000), oid::INT2), None);
-        assert_eq!(binary(&json!("x"), oid::DATE), None);
+        let out = rows(json!([{"a": 1}])).simple(&command("CALL p()"));
+        assert!(out.starts_with(b"T") && out.ends_with(b"CALL\0"));
     }
 
     #[test]
@@ -438,7 +338,7 @@ mod tests {
             format: 1,
         };
         for columns in [[column("other", oid::INT8)], [column("id", oid::DATE)]] {
-            let out = rows(json!([{"id": 1}])).extended("SELECT", Some(&columns));
+            let out = rows(json!([{"id": 1}])).extended(&command("SELECT 1"), Some(&columns));
             assert_eq!(out[0], b'E');
         }
     }

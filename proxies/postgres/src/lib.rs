@@ -6,6 +6,7 @@
 mod answer;
 pub mod codec;
 mod effects;
+mod encode;
 mod encryption;
 mod proxy;
 pub mod rules;

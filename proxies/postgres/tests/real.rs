@@ -436,6 +436,16 @@ async fn large_results_pass_in_flat_memory() {
     assert_eq!(proxy.degradations(), [""; 0]);
 }
 
+/// A client of the crate tokio_postgres, through the proxy.
+async fn connect(proxy: &Harness) -> tokio_postgres::Client {
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(proxy.addr.port());
+    config.user("postgres").dbname("tokio");
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
 /// As after a COMMIT that fails for a deferred constraint: the transaction is over. In a simple query, prepared, and in a pipeline.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_denied_commit_leaves_no_transaction() {
@@ -444,11 +454,7 @@ async fn a_denied_commit_leaves_no_transaction() {
     }
     let server = server();
     let proxy = proxy(&server);
-    let mut config = tokio_postgres::Config::new();
-    config.host("127.0.0.1").port(proxy.addr.port());
-    config.user("postgres").dbname("tokio");
-    let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
+    let client = connect(&proxy).await;
     client
         .batch_execute("DROP TABLE IF EXISTS denied_commit; CREATE TABLE denied_commit (id int)")
         .await
@@ -529,4 +535,89 @@ async fn a_denied_commit_leaves_no_transaction() {
     assert_eq!(row.get::<_, i64>(0), 1);
     proxy.rules.lift(rule.id);
     assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_what_the_statement_is_answered_with() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    let client = connect(&proxy).await;
+    client
+        .batch_execute(
+            "DROP TABLE IF EXISTS answers; CREATE TABLE answers (a int[], b bytea, t text[])",
+        )
+        .await
+        .unwrap();
+    let respond = |rows: serde_json::Value| {
+        let args = [("table", text("answers")), ("rows", Arg::Json(rows))];
+        proxy.arm("response", &args)
+    };
+    // In binary, and as psql shows it.
+    let rule = respond(serde_json::json!([{"a": [1, null], "b": "\\x00ff", "t": ["x y", "z"]}]));
+    let row = client
+        .query_one("SELECT * FROM answers", &[])
+        .await
+        .unwrap();
+    assert_eq!(row.get::<_, Vec<Option<i32>>>("a"), [Some(1), None]);
+    assert_eq!(row.get::<_, Vec<u8>>("b"), [0, 255]);
+    assert_eq!(row.get::<_, Vec<String>>("t"), ["x y", "z"]);
+    let python = client_of_text("SELECT a, b, t FROM answers WHERE %s", proxy.addr.port());
+    let (ok, said) = blocking(move || run(python)).await;
+    assert!(
+        ok && said.trim() == "([1, None], b'\\x00\\xff', ['x y', 'z'])",
+        "{said}"
+    );
+    proxy.rules.lift(rule.id);
+    // What does not fit is an error, whatever the format.
+    let rule = respond(serde_json::json!([{"a": ["x"]}]));
+    let error = client
+        .query("SELECT * FROM answers", &[])
+        .await
+        .unwrap_err();
+    assert_eq!(error.code().map(|c| c.code()), Some("22P02"), "{error}");
+    let python = client_of_text("SELECT a, b, t FROM answers WHERE %s", proxy.addr.port());
+    let (ok, said) = blocking(move || run(python)).await;
+    assert!(!ok && said.contains("InvalidTextRepresentation"), "{said}");
+    proxy.rules.lift(rule.id);
+    // No rows, of a statement that returns some, are a result all the same.
+    let rule = respond(serde_json::json!([]));
+    for (sql, described) in [
+        ("INSERT INTO answers DEFAULT VALUES RETURNING a", true),
+        ("TABLE answers", true),
+        ("EXPLAIN SELECT * FROM answers", true),
+        ("INSERT INTO answers DEFAULT VALUES", false),
+    ] {
+        let messages = client.simple_query(sql).await.unwrap();
+        let rows = messages
+            .iter()
+            .any(|m| matches!(m, tokio_postgres::SimpleQueryMessage::RowDescription(_)));
+        assert_eq!(rows, described, "{sql}: {messages:?}");
+    }
+    // COPY is no matter of rows, and says so; the session goes on.
+    for sql in ["COPY answers TO STDOUT", "COPY answers FROM STDIN"] {
+        let simple = client.simple_query(sql).await.unwrap_err();
+        assert_eq!(simple.code().map(|c| c.code()), Some("0A000"), "{simple}");
+    }
+    let prepared = client
+        .copy_out("COPY answers TO STDOUT")
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(prepared.code().map(|c| c.code()), Some("0A000"));
+    proxy.rules.lift(rule.id);
+    assert_eq!(client.query("SELECT 1", &[]).await.unwrap().len(), 1);
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+/// psycopg 3 with a parameter, so by the extended protocol; it asks for text unless told otherwise.
+fn client_of_text(sql: &str, port: u16) -> std::process::Command {
+    let script = format!(
+        "import psycopg; print(psycopg.connect(host='127.0.0.1', port={port}, user='postgres', dbname='tokio').execute({sql:?}, (True,)).fetchone())"
+    );
+    let mut command = std::process::Command::new(client("psycopg3_client.py").get_program());
+    command.args(["-c", &script]);
+    command
 }

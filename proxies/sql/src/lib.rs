@@ -154,6 +154,19 @@ impl Unit {
         &self.verb
     }
 
+    /// Does this word (lower case) stand in it, outside of all parentheses?
+    pub fn says(&self, word: &str) -> bool {
+        let mut depth = 0usize;
+        lex::tokens(&self.source, self.dialect).iter().any(|token| {
+            match (token.is("("), token.is(")")) {
+                (true, _) => depth += 1,
+                (_, true) => depth = depth.saturating_sub(1),
+                _ => return depth == 0 && token.word() == Some(word),
+            }
+            false
+        })
+    }
+
     /// Is this what ends a transaction and keeps what it has done? When it fails, the transaction is over all the same.
     pub fn commits(&self) -> bool {
         // Two-phase commit: its second half is a transaction of its own, and its first ends the session's.

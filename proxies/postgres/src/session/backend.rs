@@ -152,14 +152,14 @@ impl Backend {
                 }
                 Some(bytes)
             }
-            (Some(Instead::Simple(rows, verb)), b'I') => {
+            (Some(Instead::Simple(rows, command)), b'I') => {
                 self.rest_dropped = true;
-                Some(rows.simple(verb).freeze())
+                Some(rows.simple(command).freeze())
             }
-            (Some(Instead::Extended(rows, verb, portal)), b'3') => {
+            (Some(Instead::Extended(rows, command, portal)), b'3') => {
                 self.rest_dropped = true;
                 let columns = portal.columns().filter(|c| !c.is_empty());
-                Some(rows.extended(verb, columns.as_deref()).freeze())
+                Some(rows.extended(command, columns.as_deref()).freeze())
             }
             _ => None,
         };

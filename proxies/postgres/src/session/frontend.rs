@@ -9,9 +9,10 @@ use super::{Expected, Instead, Portal, Prepared, Raw, Request, Session, Verdict,
 use faultbox_engine::Effects;
 use faultbox_sql::{Cache, Dialect, Sql};
 
+use crate::answer::Command;
 use crate::codec::{self, HEAD, HEADER, Malformed, Object, Side, Startup};
 use crate::effects::Corrupt;
-use crate::rules::Facts;
+use crate::rules::{Error, Facts};
 
 /// The name that the server's log shows for what a rule denied: it is no statement, so the server refuses it unparsed.
 const DENIED_QUERY: &str = "faultbox: a rule denied this statement";
@@ -286,10 +287,13 @@ impl Frontend {
     ) -> Option<BytesMut> {
         let Pending { here, total } = self.pending.take()?;
         self.rest = total - here;
-        let verb = || {
-            let units = request.sql().map(|sql| sql.units(cache).clone());
-            let first = units.and_then(|u| u.iter().next().map(|u| u.verb().to_owned()));
-            first.unwrap_or_default()
+        let command = || {
+            let units = request.sql().map(|sql| sql.units(cache));
+            units.map_or_else(Command::default, |units| Command::of(units))
+        };
+        let verdict = match verdict {
+            Verdict::Answer(_) if command().copies => Verdict::Deny(Arc::new(no_copy())),
+            verdict => verdict,
         };
         let mut replaced = BytesMut::new();
         let simple = !matches!(request, Request::Execute(_));
@@ -316,13 +320,13 @@ impl Frontend {
                 Some(Instead::Error(error))
             }
             Verdict::Answer(rows) => {
-                let verb = verb();
+                let command = command();
                 if let Request::Execute(portal) = &request {
                     codec::put_close_portal(&mut replaced, DENIED_PORTAL);
-                    Some(Instead::Extended(rows, verb, portal.clone()))
+                    Some(Instead::Extended(rows, command, portal.clone()))
                 } else {
                     codec::put_query(&mut replaced, "");
-                    Some(Instead::Simple(rows, verb))
+                    Some(Instead::Simple(rows, command))
                 }
             }
         };
@@ -338,4 +342,15 @@ impl Frontend {
         self.discard = replaces;
         replaces.then_some(replaced)
     }
+}
+
+/// COPY hands the client over to a protocol of its own, which rows are not.
+fn no_copy() -> Error {
+    Error::new(
+        "ERROR",
+        "0A000",
+        "response() cannot answer a COPY from or to the client",
+        None,
+        Some("match it with error(), delay(), drop() or reset() instead"),
+    )
 }

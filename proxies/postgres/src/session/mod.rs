@@ -26,7 +26,7 @@ pub use frontend::{Frontend, Step};
 use faultbox_engine::Effects;
 use faultbox_sql::Sql;
 
-use crate::answer::Rows;
+use crate::answer::{Command, Rows};
 use crate::codec::{CancelKey, Column};
 use crate::effects::Corrupt;
 use crate::rules::{Error, Facts};
@@ -116,10 +116,10 @@ pub enum Want {
 pub enum Instead {
     /// This error in place of the server's.
     Error(Arc<Error>),
-    /// These rows, as the answer to a simple query with this verb.
-    Simple(Arc<Rows>, String),
-    /// These rows, as the answer to an Execute with this verb.
-    Extended(Arc<Rows>, String, Portal),
+    /// These rows, as the answer to a simple query of this.
+    Simple(Arc<Rows>, Command),
+    /// These rows, as the answer to an Execute of this.
+    Extended(Arc<Rows>, Command, Portal),
 }
 
 /// The columns that the server has described, once it has.
