@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -101,6 +102,47 @@ fn the_table_is_what_the_servers_say() {
                 Some(&specs.as_str()),
                 "{name}: {command}"
             );
+        }
+    }
+}
+
+/// The names and flags that a server tells.
+fn flags(commands: &Value, found: &mut Vec<(String, Vec<String>)>) {
+    for command in list(commands).iter().map(list) {
+        let name = text(&command[0]).replace('|', " ").to_uppercase();
+        found.push((name, list(&command[2]).iter().map(text).collect()));
+        flags(&command[9], found);
+    }
+}
+
+/// The recipes of a server that takes no writes, or has no memory left, mean what such a server refuses.
+#[test]
+fn the_recipes_lists_are_the_servers_flags() {
+    let recipes = include_str!("../../../specs/recipes/redis.star");
+    let listed = |name: &str| -> BTreeSet<&str> {
+        let (_, rest) = recipes.split_once(&format!("{name} = ")).unwrap();
+        let (list, _) = rest.split_once("\n]").unwrap();
+        let (_, names) = list.split_once('[').unwrap();
+        names.split('"').skip(1).step_by(2).collect()
+    };
+    for (list, flag) in [("_WRITES", "write"), ("_GROWS", "denyoom")] {
+        let listed = listed(list);
+        assert!(listed.len() > 50);
+        // What none of the servers here has is of a newer one.
+        for name in &listed {
+            assert!(table().contains_key(name), "{list}: {name}");
+        }
+        for (server, binary) in servers() {
+            let at = Server::start(&binary, &[]);
+            let mut found = vec![];
+            flags(&Client::new(&at).ask(&["COMMAND"]), &mut found);
+            for (name, flags) in found {
+                assert_eq!(
+                    listed.contains(name.as_str()),
+                    flags.iter().any(|f| f == flag),
+                    "{server}: {name} in {list}"
+                );
+            }
         }
     }
 }
