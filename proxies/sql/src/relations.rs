@@ -36,6 +36,13 @@ pub fn relations(tokens: &[Token], dialect: Dialect) -> Vec<Range<usize>> {
     };
     let mut expect: Option<Intro> = None;
     let mut i = 0;
+    // Where privileges are, UPDATE and FROM are other things.
+    if let Some("grant" | "revoke") = word(0) {
+        return granted(tokens);
+    }
+    if let (false, Some(at)) = (mysql, maintained(tokens)) {
+        (i, expect, level.list) = (at, Some(Intro::Target), Some(Intro::Target));
+    }
     while i < tokens.len() {
         let token = &tokens[i];
         if token.is("(") {
@@ -104,14 +111,16 @@ pub fn relations(tokens: &[Token], dialect: Dialect) -> Vec<Range<usize>> {
                 i = end;
                 continue;
             }
-            if level.query {
+            if name == "like" && copies_definition(tokens, i, levels.len()) {
+                expect = Some(Intro::Target);
+            } else if level.query {
                 expect = introduces(tokens, i, name)
                     .or_else(|| introduces_in_mysql(tokens, i, name).filter(|_| mysql));
                 if let Some(intro) = expect {
                     // These take one table; the others, and UPDATE in MySQL, may go on after a comma.
                     let one = matches!(
                         name,
-                        "into" | "copy" | "insert" | "replace" | "on" | "handler"
+                        "into" | "copy" | "view" | "insert" | "replace" | "on" | "handler"
                     ) || name == "update" && !mysql;
                     level.list = (!one).then_some(intro);
                 } else if ends_list(name) {
@@ -147,7 +156,11 @@ fn introduces(tokens: &[Token], i: usize, name: &str) -> Option<Intro> {
         "from" => yes(before != Some("distinct"), Intro::Source),
         // Not MySQL's USE INDEX FOR JOIN.
         "join" => yes(before != Some("for"), Intro::Source),
-        "using" => yes(!is_using_columns(tokens, i + 1), Intro::Source),
+        // CLUSTER t USING i names an index.
+        "using" => yes(
+            !is_using_columns(tokens, i + 1) && tokens[0].word() != Some("cluster"),
+            Intro::Source,
+        ),
         "into" => Some(Intro::Target),
         // Not FOR UPDATE, DO UPDATE, ON UPDATE.
         "update" => yes(
@@ -158,9 +171,93 @@ fn introduces(tokens: &[Token], i: usize, name: &str) -> Option<Intro> {
             Intro::Target,
         ),
         "table" => yes(opens || before.is_some(), Intro::Target),
-        "truncate" | "lock" | "copy" | "vacuum" | "refresh" => yes(opens, Intro::Target),
+        "truncate" | "lock" | "copy" => yes(opens, Intro::Target),
+        "view" => yes(tokens[0].word() == Some("refresh"), Intro::Target),
+        "on" => yes(is_of_table(&tokens[..i]), Intro::Target),
         _ => None,
     }
+}
+
+/// Do these words begin the definition of what belongs to a table, which an ON names next?
+fn is_of_table(before: &[Token]) -> bool {
+    let mut words = before.iter().map_while(Token::word);
+    let begins = matches!(words.next(), Some("create" | "drop" | "alter"));
+    let is_modifier = |w: &&str| matches!(*w, "or" | "replace" | "unique" | "constraint");
+    let kind = words.find(|w| !is_modifier(w));
+    // Of an event trigger it is an event, of a rule's definition a command.
+    let kinds = ["index", "trigger", "policy"];
+    begins
+        && (kind.is_some_and(|k| kinds.contains(&k))
+            || kind == Some("rule") && before[0].word() != Some("create"))
+        && !before.iter().any(|t| t.word() == Some("on"))
+}
+
+/// Where the tables of VACUUM, ANALYZE and CLUSTER begin, behind their options.
+fn maintained(tokens: &[Token]) -> Option<usize> {
+    let word = |i: usize| tokens.get(i).and_then(Token::word);
+    let command = word(0).filter(|w| matches!(*w, "vacuum" | "analyze" | "cluster"))?;
+    let mut at = match tokens.get(1)?.is("(") {
+        true => tokens.iter().position(|t| t.is(")"))? + 1,
+        false => 1,
+    };
+    while let Some("full" | "freeze" | "verbose" | "analyze") = word(at) {
+        at += 1;
+    }
+    // An index of a table, as it was written before PostgreSQL 8.4.
+    let on = name_end(tokens, at.min(tokens.len()));
+    match (command, word(on)) {
+        ("cluster", Some("on")) => Some(on + 1),
+        _ => Some(at),
+    }
+}
+
+/// The tables of GRANT … ON and REVOKE … ON; of another kind of object none.
+fn granted(tokens: &[Token]) -> Vec<Range<usize>> {
+    let word = |i: usize| tokens.get(i).and_then(Token::word);
+    let mut found = vec![];
+    let Some(on) = tokens.iter().position(|t| t.word() == Some("on")) else {
+        return found;
+    };
+    let mut at = match word(on + 1) {
+        Some("table") => on + 2,
+        Some(
+            "all" | "database" | "domain" | "foreign" | "function" | "language" | "large"
+            | "parameter" | "procedure" | "routine" | "schema" | "sequence" | "tablespace" | "type"
+            | "package",
+        ) => return found,
+        _ => on + 1,
+    };
+    while word(at).is_some_and(|w| !matches!(w, "to" | "from")) {
+        let end = name_end(tokens, at);
+        // MySQL's `shop.*` is a database.
+        if !tokens.get(end).is_some_and(|t| t.is(".")) {
+            found.push(at..end);
+        }
+        if !tokens.get(end).is_some_and(|t| t.is(",")) {
+            break;
+        }
+        at = end + 1;
+    }
+    found
+}
+
+/// Is the LIKE at `i`, within so many parentheses, that of CREATE TABLE x (LIKE t)? MySQL's may do without the parentheses.
+fn copies_definition(tokens: &[Token], i: usize, depth: usize) -> bool {
+    let creates = tokens[0].word() == Some("create");
+    let is_table = |t: &Token| t.word() == Some("table");
+    let Some(table) = tokens[..i].iter().take(4).position(is_table) else {
+        return false;
+    };
+    let mut name = table + 1;
+    while tokens
+        .get(name)
+        .is_some_and(|t| matches!(t.word(), Some("if" | "not" | "exists")))
+    {
+        name += 1;
+    }
+    let begins = || name_end(tokens, name) == i;
+    let within = || depth == 1 && (tokens[i - 1].is("(") || tokens[i - 1].is(","));
+    creates && (depth == 0 && begins() || within())
 }
 
 /// Does this word stand between a command of MySQL's and its table?
@@ -203,6 +300,11 @@ fn introduces_in_mysql(tokens: &[Token], i: usize, name: &str) -> Option<Intro> 
             (!statement).then_some(Intro::Target)
         }
         "to" if word(0) == Some("rename") => Some(Intro::Target),
+        "tables" if word(0) == Some("flush") => {
+            // FLUSH TABLES WITH READ LOCK, FLUSH TABLES FOR EXPORT.
+            let some = !matches!(word(i + 1), None | Some("with" | "for"));
+            some.then_some(Intro::Target)
+        }
         "on" if matches!(word(0), Some("create" | "drop")) && before("index") => {
             Some(Intro::Target)
         }

@@ -175,6 +175,78 @@ mod tests {
     }
 
     #[test]
+    fn tables_of_what_belongs_to_them() {
+        check("REFRESH MATERIALIZED VIEW totals", &["totals"]);
+        check(
+            "REFRESH MATERIALIZED VIEW CONCURRENTLY s.totals WITH NO DATA",
+            &["s.totals"],
+        );
+        check("CREATE UNIQUE INDEX i ON ONLY t USING btree (a)", &["t"]);
+        check("CREATE INDEX CONCURRENTLY ON t (a) WHERE b", &["t"]);
+        check(
+            "CREATE OR REPLACE TRIGGER x AFTER INSERT OR UPDATE OF a ON s.t FOR EACH ROW EXECUTE FUNCTION f()",
+            &["s.t"],
+        );
+        check("DROP TRIGGER IF EXISTS x ON t", &["t"]);
+        check("CREATE EVENT TRIGGER x ON ddl_command_end", &[]);
+        check(
+            "CREATE POLICY p ON t FOR UPDATE TO r USING (a = current_user)",
+            &["t"],
+        );
+        check("ALTER POLICY p ON t RENAME TO q", &["t"]);
+        check("DROP RULE r ON t", &["t"]);
+        check(
+            "CREATE VIEW v AS SELECT * FROM a JOIN b ON a.x = b.x",
+            &["a", "b"],
+        );
+        check(
+            "GRANT SELECT, UPDATE (a), TRUNCATE ON a, s.b TO r",
+            &["a", "s.b"],
+        );
+        check("GRANT INSERT, UPDATE ON TABLE t TO r", &["t"]);
+        check("REVOKE ALL ON t FROM bob", &["t"]);
+        check("REVOKE r FROM bob", &[]);
+        check("GRANT USAGE ON SCHEMA s TO r", &[]);
+        check("GRANT SELECT ON ALL TABLES IN SCHEMA s TO r", &[]);
+        check("ANALYZE", &[]);
+        check("ANALYZE VERBOSE t (a, b), u", &["t", "u"]);
+        check("ANALYZE (VERBOSE) t", &["t"]);
+        check("EXPLAIN ANALYZE SELECT * FROM t", &["t"]);
+        check("VACUUM", &[]);
+        check("VACUUM FULL VERBOSE t, u", &["t", "u"]);
+        check("VACUUM (FULL, ANALYZE) t", &["t"]);
+        check("CLUSTER t USING i", &["t"]);
+        check("CLUSTER VERBOSE i ON t", &["t"]);
+        check("CLUSTER", &[]);
+        check(
+            "CREATE TABLE x (LIKE orders INCLUDING ALL, n int CHECK (a LIKE 'b'))",
+            &["x", "orders"],
+        );
+        check(
+            "CREATE TABLE x AS SELECT * FROM t WHERE a LIKE b",
+            &["x", "t"],
+        );
+        let check = |sql: &str, expected: &[&str]| check_in(Dialect::MYSQL, sql, expected);
+        check(
+            "CREATE TABLE IF NOT EXISTS x LIKE shop.orders",
+            &["x", "shop.orders"],
+        );
+        check("CREATE TABLE x (LIKE orders)", &["x", "orders"]);
+        check("CREATE TABLE x SELECT * FROM t WHERE a LIKE b", &["x", "t"]);
+        check("SHOW TABLES LIKE 'a'", &[]);
+        check("FLUSH TABLES orders, b WITH READ LOCK", &["orders", "b"]);
+        check("FLUSH TABLES WITH READ LOCK", &[]);
+        check("FLUSH TABLES", &[]);
+        check("GRANT SELECT, UPDATE ON shop.t TO r", &["shop.t"]);
+        check("GRANT ALL ON shop.* TO r", &[]);
+        check("GRANT ALL ON *.* TO r", &[]);
+        check(
+            "CREATE TRIGGER x BEFORE INSERT ON t FOR EACH ROW SET NEW.a = 1",
+            &["t"],
+        );
+    }
+
+    #[test]
     fn tables_of_mysqls_statements() {
         let check = |sql: &str, expected: &[&str]| check_in(Dialect::MYSQL, sql, expected);
         check(
