@@ -1033,9 +1033,15 @@ for name in dir(dns_faults):
             r#"
 load("@faultbox/recipes/postgres.star", "postgres")
 db = service("db", "/bin/true", interface("pg", "postgres", 5432))
+logins = ["too_many_connections", "starting_up", "access_denied"]
 for name in dir(postgres):
-    rule = getattr(postgres, name)(query = "INSERT INTO orders*", times = 1)
+    to = {"user": "app"} if name in logins else {"query": "INSERT INTO orders*"}
+    rule = getattr(postgres, name)(times = 1, **to)
     fault_assumption("postgres_" + name, target = db.pg, rules = [rule])
+fault_assumption("standby", target = db.pg, rules = [postgres.read_only()])
+load("@faultbox/recipes/mysql.star", "mysql")
+my = service("my", "/bin/true", interface("main", "mysql", 3306))
+fault_assumption("replica", target = my.main, rules = [mysql.read_only()])
 "#,
         );
     }

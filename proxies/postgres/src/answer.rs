@@ -80,6 +80,16 @@ pub fn name(unit: &Unit) -> String {
             }
             name.to_ascii_uppercase()
         }
+        "COPY" if unit.says("from") => "COPY FROM".into(),
+        "COPY" => "COPY TO".into(),
+        "SELECT" => {
+            let strength = ["no key update", "update", "key share", "share"];
+            let locks = |s: &&&str| unit.canonical().contains(&format!(" for {s}"));
+            match strength.iter().find(locks).filter(|_| unit.says("for")) {
+                Some(strength) => format!("SELECT FOR {}", strength.to_ascii_uppercase()),
+                None => "SELECT".into(),
+            }
+        }
         "TRUNCATE" => "TRUNCATE TABLE".into(),
         "LOCK" => "LOCK TABLE".into(),
         "DECLARE" => "DECLARE CURSOR".into(),

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
 
+use crate::answer::name;
 use crate::codec::{CancelKey, Malformed};
 use crate::effects::Corrupt;
 use crate::encryption::negotiate;
@@ -468,8 +469,10 @@ impl Link<'_> {
             return Fired::default();
         }
         let matches = |rule: &ArmedRule| {
-            compiled(rule).is_some_and(|c| c.matches(rule.id, &facts, units.as_deref()))
-                && self.origin.admits(rule)
+            compiled(rule).is_some_and(|c| match request {
+                Request::Login => c.matches_login(&facts),
+                _ => c.matches(rule.id, &facts, units.as_deref()),
+            }) && self.origin.admits(rule)
         };
         let host = &self.origin.host;
         let fields = || {
@@ -523,9 +526,15 @@ impl Link<'_> {
         }
         let rule = fired.terminal.as_deref().and_then(compiled);
         match rule.map(|rule| (rule, &rule.action)) {
+            // Who is refused is told so and shown out. The server never hears of it.
+            Some((_, Action::Error(error))) if matches!(request, Request::Login) => {
+                Err(End::Lost(error.message.clone()))
+            }
             Some((rule, Action::Error(error))) => {
-                let commits = units().is_some_and(|u| rule.means_commit(u));
-                deny(error.clone(), commits)
+                let unit = units().and_then(|u| rule.first(u));
+                let about = unit.and_then(|unit| error.about(&name(unit)));
+                let error = about.map_or_else(|| error.clone(), Arc::new);
+                deny(error, unit.is_some_and(Unit::commits))
             }
             Some((_, Action::Response(rows))) => Ok(Verdict::Answer(rows.clone())),
             Some((_, Action::Drop)) => Err(End::lost()),

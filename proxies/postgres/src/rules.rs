@@ -37,7 +37,7 @@ pub static DOC: ProtocolDoc = ProtocolDoc {
         ParamDoc::opt(
             "verb",
             Kind::Text,
-            "the statement's command, e.g. \"INSERT\"",
+            "the statement's command, e.g. \"INSERT\"; \"CONNECT\" is the login",
         ),
         ParamDoc::opt(
             "database",
@@ -62,11 +62,15 @@ pub static DOC: ProtocolDoc = ProtocolDoc {
                     Kind::Code,
                     "SQLSTATE, by number (\"53100\") or condition name (\"disk_full\"); default \"XX000\"",
                 ),
-                ParamDoc::opt("message", Kind::Text, "default: the condition's name"),
+                ParamDoc::opt(
+                    "message",
+                    Kind::Text,
+                    "default: the condition's name; of 25006 what the server says, which names the command",
+                ),
                 ParamDoc::opt(
                     "severity",
                     Kind::Choice(SEVERITIES),
-                    "default \"ERROR\", or \"FATAL\" for codes that the server sends only so (57P01..57P05); FATAL and PANIC close the connection",
+                    "default \"ERROR\", or \"FATAL\" for a login and for codes that the server sends only so (57P01..57P05); FATAL and PANIC close the connection",
                 ),
                 ParamDoc::opt("detail", Kind::Text, "the error's DETAIL"),
                 ParamDoc::opt("hint", Kind::Text, "the error's HINT"),
@@ -114,6 +118,7 @@ const VERBS: &[&str] = &[
     "CLUSTER",
     "COMMENT",
     "COMMIT",
+    CONNECT,
     "COPY",
     "CREATE",
     "DEALLOCATE",
@@ -155,6 +160,9 @@ const VERBS: &[&str] = &[
     "VALUES",
 ];
 
+/// What `verb=` calls the login, which is no statement.
+pub const CONNECT: &str = "CONNECT";
+
 /// What the proxy finds in [`ArmedRule::compiled`](faultbox_contract::ArmedRule::compiled).
 #[derive(Debug)]
 pub struct Compiled {
@@ -194,6 +202,16 @@ pub struct Error {
     pub code: Box<str>,
     /// Does the connection end with it?
     pub fatal: bool,
+    /// How it is written anew for each statement, if its message names the command.
+    names_command: Option<Box<Fields>>,
+}
+
+/// What an error says besides its code and its message.
+#[derive(Debug, Clone)]
+struct Fields {
+    severity: String,
+    detail: Option<String>,
+    hint: Option<String>,
 }
 
 impl Error {
@@ -219,7 +237,23 @@ impl Error {
             message: out.freeze(),
             code: code.into(),
             fatal: severity != "ERROR",
+            names_command: None,
         }
+    }
+
+    /// The same error about a command of this name, if it says which it is about.
+    pub fn about(&self, command: &str) -> Option<Error> {
+        let fields = self.names_command.as_deref()?;
+        // PreventCommandIfReadOnly in utility.c
+        let message = format!("cannot execute {command} in a read-only transaction");
+        let (detail, hint) = (fields.detail.as_deref(), fields.hint.as_deref());
+        Some(Error::new(
+            &fields.severity,
+            &self.code,
+            &message,
+            detail,
+            hint,
+        ))
     }
 }
 
@@ -235,21 +269,30 @@ pub struct Facts {
 }
 
 impl Compiled {
-    /// Does a request match? `units` are its statements; a function call by its protocol message has none.
-    pub fn matches(&self, id: u64, facts: &Facts, units: Option<&Units>) -> bool {
+    /// Does a login match? Only if the rule asks for logins.
+    pub fn matches_login(&self, facts: &Facts) -> bool {
+        self.statements.verb() == Some(CONNECT) && self.admits(facts)
+    }
+
+    fn admits(&self, facts: &Facts) -> bool {
         let fits = |glob: &Option<Glob>, text: &str| glob.as_ref().is_none_or(|g| g.matches(text));
         fits(&self.database, &facts.database)
             && fits(&self.user, &facts.user)
             && fits(&self.application_name, &facts.application_name)
+    }
+
+    /// Does a request match? `units` are its statements; a function call by its protocol message has none.
+    pub fn matches(&self, id: u64, facts: &Facts, units: Option<&Units>) -> bool {
+        self.admits(facts)
             && match units {
                 Some(units) => self.statements.matches(id, units),
                 None => !self.statements.reads_sql(),
             }
     }
 
-    /// Is what the rule means, of these statements, the end of a transaction that keeps what it did?
-    pub fn means_commit(&self, units: &Units) -> bool {
-        self.statements.first(units).is_some_and(Unit::commits)
+    /// The first of these statements that the rule means.
+    pub fn first<'a>(&self, units: &'a Units) -> Option<&'a Unit> {
+        self.statements.first(units)
     }
 }
 
@@ -269,8 +312,13 @@ pub fn compile(rule: &CheckedRule) -> Result<Compiled, ArgError> {
             .and_then(|n| u64::try_from(n).ok())
             .unwrap_or_default()
     };
+    let statements = Matcher::of(rule, SQL, VERBS)?;
+    let login = statements.verb() == Some(CONNECT);
+    if login {
+        check_login(rule)?;
+    }
     let action = match rule.action.name {
-        "error" => Action::Error(Arc::new(error(rule)?)),
+        "error" => Action::Error(Arc::new(error(rule, login)?)),
         "response" => Action::Response(Arc::new(
             Rows::new(rule.get("rows")).map_err(refuse("rows"))?,
         )),
@@ -281,7 +329,7 @@ pub fn compile(rule: &CheckedRule) -> Result<Compiled, ArgError> {
         _ => Action::Engine,
     };
     Ok(Compiled {
-        statements: Matcher::of(rule, SQL, VERBS)?,
+        statements,
         database: glob("database")?,
         user: glob("user")?,
         application_name: glob("application_name")?,
@@ -289,7 +337,36 @@ pub fn compile(rule: &CheckedRule) -> Result<Compiled, ArgError> {
     })
 }
 
-fn error(rule: &CheckedRule) -> Result<Error, ArgError> {
+/// A login is no statement: it has no text, its answer no rows, and an error ends it.
+fn check_login(rule: &CheckedRule) -> Result<(), ArgError> {
+    if let Some(arg) = ["query", "table"]
+        .into_iter()
+        .find(|a| rule.get(a).is_some())
+    {
+        return Err(ArgError::new(
+            arg,
+            format!("`{arg}`: a login (verb=\"CONNECT\") has no statement"),
+        )
+        .hint("match logins by user=, database= and application_name="));
+    }
+    if rule.text_of("severity") == Some("ERROR") {
+        return Err(ArgError::new(
+            "severity",
+            "`severity`: what refuses a login (verb=\"CONNECT\") is never \"ERROR\"",
+        )
+        .hint("leave it out: it is \"FATAL\", and the connection is closed"));
+    }
+    match rule.action.name {
+        "error" | "delay" | "drop" | "reset" => Ok(()),
+        other => Err(ArgError::new(
+            "verb",
+            format!("`verb`: `{other}` does nothing to a login (verb=\"CONNECT\")"),
+        )
+        .hint("a login takes error, delay, drop and reset")),
+    }
+}
+
+fn error(rule: &CheckedRule, login: bool) -> Result<Error, ArgError> {
     let given = rule.text_of("code").unwrap_or("XX000");
     let Some(code) = sqlstate::resolve(given) else {
         let names: Vec<&str> = sqlstate::CONDITIONS.iter().map(|(_, name)| *name).collect();
@@ -314,18 +391,22 @@ fn error(rule: &CheckedRule) -> Result<Error, ArgError> {
     }
     let severity = rule.text_of("severity").unwrap_or(match code {
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => "FATAL",
+        _ if login => "FATAL",
         _ => "ERROR",
     });
     let by_name =
         || sqlstate::name_of(code).map_or_else(|| "injected error".into(), |n| n.replace('_', " "));
     let message = rule.text_of("message").map_or_else(by_name, str::to_owned);
-    Ok(Error::new(
-        severity,
-        code,
-        &message,
-        rule.text_of("detail"),
-        rule.text_of("hint"),
-    ))
+    let (detail, hint) = (rule.text_of("detail"), rule.text_of("hint"));
+    let mut error = Error::new(severity, code, &message, detail, hint);
+    if code == "25006" && rule.text_of("message").is_none() {
+        error.names_command = Some(Box::new(Fields {
+            severity: severity.into(),
+            detail: detail.map(str::to_owned),
+            hint: hint.map(str::to_owned),
+        }));
+    }
+    Ok(error)
 }
 
 #[cfg(test)]
@@ -428,6 +509,66 @@ mod tests {
         assert!(rule.matches(1, &facts("app_rw", "shop"), None));
         assert!(!rule.matches(1, &facts("bob", "shop"), None));
         assert!(!rule.matches(1, &facts("app", "other"), None));
+    }
+
+    #[test]
+    fn logins_are_matched_by_rules_that_ask_for_them() {
+        let connect = ("verb", text("CONNECT"));
+        let rule = compiled(
+            "error",
+            &[
+                connect.clone(),
+                ("user", text("app*")),
+                ("code", text("53300")),
+            ],
+        )
+        .unwrap();
+        let facts = |user: &str| Facts {
+            user: user.into(),
+            ..Facts::default()
+        };
+        assert!(rule.matches_login(&facts("app_rw")) && !rule.matches_login(&facts("bob")));
+        assert!(!rule.matches(1, &facts("app_rw"), None) && !hits(&rule, "SELECT 1"));
+        assert!(matches!(&rule.action, Action::Error(e) if e.fatal));
+        assert!(!compiled("error", &[]).unwrap().matches_login(&facts("app")));
+        for (action, arg) in [
+            ("error", ("query", text("SELECT*"))),
+            ("error", ("table", text("t"))),
+            ("error", ("severity", text("ERROR"))),
+            ("throttle", ("rate", text("1KB/s"))),
+            ("response", ("user", text("app"))),
+        ] {
+            let e = refusal(action, &[connect.clone(), arg]);
+            assert!(e.message.contains("CONNECT"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_read_only_server_names_the_command() {
+        let said = |args: &[(&str, Arg)], sql: &str| {
+            let mut all = vec![("code", text("25006"))];
+            all.extend_from_slice(args);
+            let Action::Error(error) = compiled("error", &all).unwrap().action else {
+                panic!("an error");
+            };
+            let units = Units::new(sql, SQL);
+            let about = error.about(&crate::answer::name(units.iter().next().unwrap()));
+            String::from_utf8_lossy(&about.map_or(error.message.clone(), |e| e.message))
+                .into_owned()
+        };
+        for (sql, command) in [
+            ("WITH x AS (SELECT 1) INSERT INTO t SELECT 1", "INSERT"),
+            ("create unlogged table t (id int)", "CREATE TABLE"),
+            ("TRUNCATE t", "TRUNCATE TABLE"),
+            ("COPY t FROM STDIN", "COPY FROM"),
+            ("SELECT 1 FROM t FOR UPDATE", "SELECT FOR UPDATE"),
+            ("SELECT 1 FROM t FOR KEY SHARE", "SELECT FOR KEY SHARE"),
+        ] {
+            let message = format!("Mcannot execute {command} in a read-only transaction\0Hh");
+            let said = said(&[("hint", text("h"))], sql);
+            assert!(said.contains(&message), "{said}");
+        }
+        assert!(said(&[("message", text("m"))], "TRUNCATE t").contains("Mm\0"));
     }
 
     #[test]

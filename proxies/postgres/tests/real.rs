@@ -621,3 +621,131 @@ fn client_of_text(sql: &str, port: u16) -> std::process::Command {
     command.args(["-c", &script]);
     command
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_are_refused_and_sessions_that_are_there_go_on() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    let before = connect(&proxy).await;
+    let arm = |code: &str, message: &str| {
+        let verb = ("verb", text("CONNECT"));
+        let args = [verb, ("code", text(code)), ("message", text(message))];
+        proxy.arm("error", &args)
+    };
+    let psql = |sql: &str| {
+        let mut command = psql_command(proxy.addr, "psql");
+        command.args(["-c", sql]);
+        blocking(move || run(command))
+    };
+    for (code, message) in [
+        ("too_many_connections", "sorry, too many clients already"),
+        ("57P03", "the database system is starting up"),
+        ("28P01", "password authentication failed for user \"app\""),
+    ] {
+        let rule = arm(code, message);
+        let (ok, said) = psql("SELECT 1").await;
+        assert!(
+            !ok && said.contains(&format!("FATAL:  {message}")),
+            "{said}"
+        );
+        let mut python = std::process::Command::new(client("psycopg3_client.py").get_program());
+        let script = format!(
+            "import asyncio, asyncpg\ntry: asyncio.run(asyncpg.connect('postgres://postgres@127.0.0.1:{}/psql?sslmode=disable'))\nexcept asyncpg.PostgresError as e: print(e.sqlstate, e)",
+            proxy.addr.port()
+        );
+        python.args(["-c", &script]);
+        let (_, said) = blocking(move || run(python)).await;
+        let code = faultbox_postgres::sqlstate::resolve(code).unwrap();
+        assert_eq!(said.trim(), format!("{code} {message}"));
+        assert_eq!(before.query("SELECT 1", &[]).await.unwrap().len(), 1);
+        assert_eq!(rule.hits(), 2);
+        proxy.rules.lift(rule.id);
+    }
+    // Those of others, and with no rule that asks for logins everybody's, pass.
+    let args = [("verb", text("CONNECT")), ("user", text("app"))];
+    let other = proxy.arm("error", &args);
+    let all = proxy.arm("delay", &[("delay", text("1ms"))]);
+    let (ok, said) = psql("SELECT 1").await;
+    assert!(ok, "{said}");
+    assert_eq!((other.hits(), all.hits()), (0, 1));
+    proxy.rules.lift(other.id);
+    // A delayed login is a late one.
+    let args = [("verb", text("CONNECT")), ("delay", text("200ms"))];
+    let late = proxy.arm("delay", &args);
+    let start = std::time::Instant::now();
+    assert!(psql("SELECT 1").await.0);
+    assert!(start.elapsed().as_millis() >= 200 && late.hits() == 1);
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+/// The recipe of a standby refuses what a read-only session of the server's refuses, in the same words, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_server_is_the_servers() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    server.psql(
+        "psql",
+        "CREATE TABLE ro (id int); CREATE MATERIALIZED VIEW ro_view AS SELECT * FROM ro; CREATE TABLE ro_other (id int)",
+    );
+    let recipes = include_str!("../../../specs/recipes/postgres.star");
+    let (_, list) = recipes.split_once("_WRITES = ").unwrap();
+    let (list, _) = list.split_once("\n]").unwrap();
+    let (_, list) = list.split_once('[').unwrap();
+    let patterns: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
+    let query = format!("{{{}}}", patterns.join(","));
+    let args = [("query", text(&query)), ("code", text("25006"))];
+    proxy.arm("error", &args);
+    let mut refused = 0;
+    for sql in [
+        "SELECT 1",
+        "SELECT * FROM ro WHERE id = 1 ORDER BY id",
+        "SELECT * FROM ro FOR UPDATE",
+        "SELECT * FROM ro FOR NO KEY UPDATE",
+        "SELECT * FROM ro FOR KEY SHARE",
+        "BEGIN",
+        "SHOW server_version_num",
+        "SET search_path = public",
+        "EXPLAIN INSERT INTO ro VALUES (1)",
+        "COPY ro TO STDOUT",
+        "COPY ro FROM STDIN",
+        "INSERT INTO ro VALUES (1)",
+        "WITH x AS (SELECT 1) SELECT * FROM x",
+        "WITH x AS (SELECT 1) INSERT INTO ro SELECT * FROM x",
+        "UPDATE ro SET id = 1",
+        "DELETE FROM ro",
+        "MERGE INTO ro USING ro_other o ON ro.id = o.id WHEN MATCHED THEN DELETE",
+        "TRUNCATE ro",
+        "CREATE TABLE ro_new (id int)",
+        "CREATE UNIQUE INDEX ON ro (id)",
+        "CREATE OR REPLACE VIEW ro_v AS SELECT 1",
+        "CREATE SCHEMA ro_schema",
+        "ALTER TABLE ro ADD COLUMN a int",
+        "DROP TABLE ro",
+        "DROP MATERIALIZED VIEW ro_view",
+        "REFRESH MATERIALIZED VIEW ro_view",
+        "GRANT SELECT ON ro TO PUBLIC",
+        "REVOKE SELECT ON ro FROM PUBLIC",
+        "COMMENT ON TABLE ro IS 'x'",
+    ] {
+        let mut direct = psql_command(server.addr, "psql");
+        direct.args(["-c", "SET default_transaction_read_only = on", "-c", sql]);
+        let mut through = psql_command(proxy.addr, "psql");
+        through.args(["-c", "SET search_path = public", "-c", sql]);
+        let said = |(_, said): (bool, String)| {
+            let error = said.lines().find(|l| l.starts_with("ERROR:"));
+            error.unwrap_or_default().to_owned()
+        };
+        let direct = said(blocking(move || run(direct)).await);
+        let through = said(blocking(move || run(through)).await);
+        assert_eq!(through, direct, "{sql}");
+        refused += usize::from(direct.contains("read-only transaction"));
+    }
+    assert_eq!(refused, 21);
+    assert_eq!(proxy.degradations(), [""; 0]);
+}

@@ -93,7 +93,7 @@ impl Frontend {
         }
         self.discard = false;
         if !self.begun {
-            return self.startup(buf, session);
+            return self.startup(buf, session, armed);
         }
         let Some(header) = codec::header(buf, Side::Frontend)? else {
             return Ok(Step::More);
@@ -120,7 +120,12 @@ impl Frontend {
         Ok(Step::Pass(here))
     }
 
-    fn startup(&mut self, buf: &[u8], session: &mut Session) -> Result<Step, Malformed> {
+    fn startup(
+        &mut self,
+        buf: &[u8],
+        session: &mut Session,
+        armed: bool,
+    ) -> Result<Step, Malformed> {
         if session.awaiting_encryption {
             return Ok(Step::More);
         }
@@ -152,8 +157,15 @@ impl Frontend {
                     application_name: get("application_name").unwrap_or_default(),
                     user,
                 };
-                session.expect(Want::Session);
                 self.begun = true;
+                if armed {
+                    self.pending = Some(Pending {
+                        here: len,
+                        total: len,
+                    });
+                    return Ok(Step::Request(Request::Login, len));
+                }
+                session.expect(Want::Session);
                 Ok(Step::Pass(len))
             }
         }
@@ -287,6 +299,11 @@ impl Frontend {
     ) -> Option<BytesMut> {
         let Pending { here, total } = self.pending.take()?;
         self.rest = total - here;
+        if matches!(request, Request::Login) {
+            // One that is refused ends the connection.
+            session.expect(Want::Session);
+            return None;
+        }
         let command = || {
             let units = request.sql().map(|sql| sql.units(cache));
             units.map_or_else(Command::default, |units| Command::of(units))

@@ -211,6 +211,8 @@ pub enum Request {
     Execute(Portal),
     /// A FunctionCall: no statement.
     Function,
+    /// A login: who it is has been said, and is not proved yet.
+    Login,
 }
 
 impl Request {
@@ -219,7 +221,7 @@ impl Request {
         match self {
             Request::Simple(sql) => Some(sql),
             Request::Execute(portal) => portal.statement.as_ref().map(|s| &s.sql),
-            Request::Function => None,
+            Request::Function | Request::Login => None,
         }
     }
 }
