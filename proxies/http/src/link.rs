@@ -37,6 +37,8 @@ pub enum Turn {
         close: bool,
         /// Is the request HTTP/1.0?
         http10: bool,
+        /// The rules that change how the answer flows.
+        modifiers: Vec<Arc<ArmedRule>>,
     },
     /// An orderly close.
     Close,

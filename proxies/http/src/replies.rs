@@ -1,8 +1,10 @@
 //! The reply side: takes the turns that the request side queued, in order, and finds where each of the upstream's replies ends.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Buf;
+use faultbox_contract::ArmedRule;
 use faultbox_engine::{Added, End, Inbox, Origin, Throttle, forward, send};
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -44,6 +46,15 @@ pub struct Replies<'a> {
     /// The measurements of the replies whose heads are among the ready bytes.
     unsent: Vec<(Added, Instant)>,
     throttle: Option<Throttle>,
+    stream: Stream,
+}
+
+/// What rules still do to what the upstream says once the connection has left HTTP: all of that is the reply's payload.
+#[derive(Debug, Default)]
+struct Stream {
+    limit: Option<u64>,
+    corrupt: Vec<u64>,
+    passed: u64,
 }
 
 /// Ends the reply side.
@@ -61,12 +72,17 @@ impl<'a> Replies<'a> {
             read: Instant::now(),
             unsent: vec![],
             throttle: None,
+            stream: Stream::default(),
         }
     }
 
     /// Runs until the upstream, the client or a rule ends it.
     pub async fn run(&mut self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> ReplyEnd {
-        let end = match self.until_raw(&mut from, &mut to).await {
+        let raw = match self.until_raw(&mut from, &mut to).await {
+            Ok(()) => self.shaped(&mut from, &mut to).await,
+            end => end,
+        };
+        let end = match raw {
             Err(end) => end,
             Ok(()) => match forward(from, to, &mut self.inbox, false, None).await {
                 End::Closed => ReplyEnd::Closed,
@@ -129,6 +145,38 @@ impl<'a> Replies<'a> {
         }
     }
 
+    /// Passes on what comes after HTTP while a rule has to do with it.
+    async fn shaped(&mut self, from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>) -> Ended<()> {
+        loop {
+            if self.stream.limit.is_some_and(|l| l <= self.stream.passed) {
+                return Err(ReplyEnd::Linger);
+            }
+            let throttled = self.throttle.as_mut().is_some_and(|t| !t.is_over());
+            if !throttled && self.stream.limit.is_none() && self.stream.corrupt.is_empty() {
+                return Ok(());
+            }
+            if self.inbox.bytes.is_empty() {
+                let filled = self.inbox.fill(from).await;
+                self.filled(filled, to).await?;
+            }
+            let Stream {
+                limit,
+                corrupt,
+                passed,
+            } = &mut self.stream;
+            let left = limit.map_or(u64::MAX, |l| l - *passed);
+            let len = self.inbox.bytes.len();
+            let n = usize::try_from(left).map_or(len, |left| left.min(len));
+            let end = *passed + n as u64;
+            for offset in corrupt.extract_if(.., |offset| *offset < end) {
+                self.inbox.bytes[(offset - *passed) as usize] ^= 0xff;
+            }
+            *passed = end;
+            self.ready = n;
+            self.flush(to).await?;
+        }
+    }
+
     /// A turn that needs nothing of the upstream.
     async fn own_turn(&mut self, to: &WriteHalf<'_>) -> Ended<()> {
         match self.link.pop() {
@@ -138,9 +186,10 @@ impl<'a> Replies<'a> {
                 head,
                 close,
                 http10,
+                modifiers,
             }) => {
-                let bytes = answer.encode(head, close, http10);
-                send(to.as_ref(), &bytes).await.map_err(client_gone)?;
+                let (bytes, body) = answer.parts(head, close, http10);
+                say(bytes, body, &modifiers, to).await?;
                 if close { Err(ReplyEnd::Linger) } else { Ok(()) }
             }
             Some(Turn::Close) => Err(ReplyEnd::Linger),
@@ -183,12 +232,12 @@ impl<'a> Replies<'a> {
             let body = Body::new(info.framing);
             let close = leaves || body.is_until_close() || !expected.keep_alive;
             let head = expected.kind == RequestKind::Head;
-            let bytes = answer.encode(head, close, expected.http10);
+            let (bytes, at) = answer.parts(head, close, expected.http10);
             if let Some(mut added) = expected.added() {
                 added.way(self.read, Duration::ZERO);
                 added.record(&self.origin.host.meter);
             }
-            send(to.as_ref(), &bytes).await.map_err(client_gone)?;
+            say(bytes, at, &expected.modifiers, to).await?;
             if expected.upgrade {
                 self.link.decide(false);
             }
@@ -203,8 +252,14 @@ impl<'a> Replies<'a> {
             self.unsent.push((added, self.read));
         }
         self.ready += info.len;
+        let corrupt = corrupted(&expected.modifiers);
         if leaves {
             self.flush(to).await?;
+            self.stream = Stream {
+                limit: expected.truncate,
+                corrupt,
+                passed: 0,
+            };
             self.link.go_raw();
             self.link.decide(true);
             return Ok(());
@@ -212,14 +267,6 @@ impl<'a> Replies<'a> {
         if expected.upgrade {
             self.link.decide(false);
         }
-        let corrupt = expected
-            .modifiers
-            .iter()
-            .filter_map(|armed| match HttpRule::of(armed)?.action {
-                Action::Corrupt(offset) => Some(offset),
-                _ => None,
-            })
-            .collect();
         let body = Body::new(info.framing);
         self.pass_body(body, expected.truncate, corrupt, from, to)
             .await?;
@@ -374,6 +421,37 @@ impl<'a> Replies<'a> {
         self.link.degrade(self.origin, "upstream", malformed.0);
         self.flush(to).await
     }
+}
+
+/// Where in the payload rules want a byte inverted.
+fn corrupted(modifiers: &[Arc<ArmedRule>]) -> Vec<u64> {
+    let offset = |armed: &Arc<ArmedRule>| match HttpRule::of(armed)?.action {
+        Action::Corrupt(offset) => Some(offset),
+        _ => None,
+    };
+    modifiers.iter().filter_map(offset).collect()
+}
+
+/// Sends a rule's answer, whose payload begins at `body`, as other rules have it.
+async fn say(
+    mut bytes: Vec<u8>,
+    body: usize,
+    modifiers: &[Arc<ArmedRule>],
+    to: &WriteHalf<'_>,
+) -> Ended<()> {
+    for offset in corrupted(modifiers) {
+        let at = usize::try_from(offset)
+            .ok()
+            .and_then(|o| body.checked_add(o));
+        if let Some(byte) = at.and_then(|at| bytes.get_mut(at)) {
+            *byte ^= 0xff;
+        }
+    }
+    let sent = match Throttle::of(modifiers) {
+        Some(mut throttle) => throttle.send(to.as_ref(), &bytes).await,
+        None => send(to.as_ref(), &bytes).await,
+    };
+    sent.map_err(client_gone)
 }
 
 /// A failed write to the client: it is gone.

@@ -442,6 +442,7 @@ fn decide(info: &RequestInfo, mut expected: Box<Expected>, fired: Fired, body_be
                     head: info.kind == RequestKind::Head,
                     close: !drain,
                     http10: info.http10,
+                    modifiers: std::mem::take(&mut expected.modifiers),
                 },
                 drain,
             }

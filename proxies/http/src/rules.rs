@@ -186,6 +186,11 @@ pub struct Answer {
 impl Answer {
     /// The answer's bytes. `head` leaves the body out as a reply to HEAD does; `close` announces that the connection ends.
     pub fn encode(&self, head: bool, close: bool, http10: bool) -> Vec<u8> {
+        self.parts(head, close, http10).0
+    }
+
+    /// The answer's bytes, and where among them its body begins.
+    pub fn parts(&self, head: bool, close: bool, http10: bool) -> (Vec<u8>, usize) {
         let mut out = Vec::with_capacity(256 + self.body.len());
         let line = format!("HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
         out.extend_from_slice(line.as_bytes());
@@ -202,10 +207,11 @@ impl Answer {
             out.extend_from_slice(b"Connection: keep-alive\r\n");
         }
         out.extend_from_slice(b"\r\n");
+        let body = out.len();
         if !head && !bodiless {
             out.extend_from_slice(&self.body);
         }
-        out
+        (out, body)
     }
 }
 
@@ -352,6 +358,15 @@ pub fn compile(rule: &CheckedRule) -> Result<Arc<dyn Any + Send + Sync>, ArgErro
         let message = format!("`path`: `{path}` can match no request, whose path begins with `/`");
         return Err(ArgError::new("path", message).hint(format!("did you mean `/{path}`?")));
     }
+    if let Some(path) = rule.text_of("path")
+        && let Some((before, query)) = with_query(path)
+    {
+        let message = format!(
+            "`path`: `{path}` has a query string, which is no part of the path (and `?` is any one character)"
+        );
+        return Err(ArgError::new("path", message)
+            .hint(format!("write path=\"{before}\", query=\"{query}\"")));
+    }
     let matchers = Matchers {
         method: glob("method", Dialect::TextNoCase)?,
         path: glob("path", Dialect::HttpPath)?,
@@ -380,6 +395,15 @@ pub fn compile(rule: &CheckedRule) -> Result<Arc<dyn Any + Send + Sync>, ArgErro
         _ => Action::Engine,
     };
     Ok(Arc::new(HttpRule { matchers, action }))
+}
+
+/// A path and the query string that somebody has written behind it: `?name=`, where a glob would have no reason for a `=`.
+fn with_query(path: &str) -> Option<(&str, &str)> {
+    let at = path.find('?').filter(|at| !path[..*at].ends_with('\\'))?;
+    let query = &path[at + 1..];
+    let name = query.split_once('=')?.0;
+    let is_name = |c: char| c.is_alphanumeric() || "_-.[]".contains(c);
+    (!name.is_empty() && name.chars().all(is_name)).then_some((&path[..at], query))
 }
 
 /// The answer that an `error` or a `response` rule describes.

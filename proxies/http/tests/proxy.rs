@@ -494,6 +494,87 @@ async fn replies_are_truncated_corrupted_and_throttled() {
 }
 
 #[tokio::test]
+async fn answers_of_rules_are_corrupted_and_throttled_as_replies_are() {
+    let rig = Rig::new().await;
+    rig.proxy.arm("corrupt", &[("offset", Arg::Int(1))]);
+    rig.proxy.arm("throttle", &[("rate", text("1KB/s"))]);
+    let body = "x".repeat(300);
+    for when in ["before", "after"] {
+        let rule = rig
+            .proxy
+            .arm("response", &[("body", text(&body)), ("when", text(when))]);
+        let Pair {
+            mut client,
+            mut server,
+        } = rig.connect().await;
+        let start = Instant::now();
+        say(&mut client, get("/")).await;
+        if when == "after" {
+            hears(&mut server, get("/")).await;
+            say(&mut server, OK).await;
+        }
+        let mut got = vec![];
+        while !got.ends_with(b"x".repeat(298).as_slice()) {
+            got.push(client.read_u8().await.unwrap());
+        }
+        let payload = &got[got.len() - 300..];
+        assert_eq!(payload[..2], [b'x', b'x' ^ 0xff]);
+        assert!(start.elapsed() >= Duration::from_millis(280), "{when}");
+        rig.proxy.rules.lift(rule.id);
+    }
+}
+
+#[tokio::test]
+async fn what_rules_do_to_a_reply_they_do_to_the_stream_that_it_opens() {
+    let rig = Rig::new().await;
+    let ask = "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let switch =
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let opened = async || {
+        let mut pair = rig.connect().await;
+        say(&mut pair.client, ask).await;
+        hears(&mut pair.server, ask).await;
+        say(&mut pair.server, switch).await;
+        hears(&mut pair.client, switch).await;
+        pair
+    };
+    let rule = rig.proxy.arm("truncate", &[("bytes", Arg::Int(3))]);
+    let mut pair = opened().await;
+    say(&mut pair.server, "ab").await;
+    hears(&mut pair.client, "ab").await;
+    say(&mut pair.server, "cd").await;
+    assert_eq!(drain(&mut pair.client).await, ("c".to_owned(), None));
+    rig.proxy.rules.lift(rule.id);
+
+    let rule = rig.proxy.arm("corrupt", &[("offset", Arg::Int(2))]);
+    let mut pair = opened().await;
+    say(&mut pair.server, "ab").await;
+    hears(&mut pair.client, "ab").await;
+    say(&mut pair.server, "cd").await;
+    assert_eq!(pair.client.read_u8().await.unwrap(), b'c' ^ 0xff);
+    say(&mut pair.server, "ef").await;
+    hears(&mut pair.client, "def").await;
+    say(&mut pair.client, "up").await;
+    hears(&mut pair.server, "up").await;
+    rig.proxy.rules.lift(rule.id);
+
+    let rule = rig.proxy.arm("throttle", &[("rate", text("1KB/s"))]);
+    let mut pair = opened().await;
+    let start = Instant::now();
+    let slow = "x".repeat(300);
+    say(&mut pair.server, &slow).await;
+    hears(&mut pair.client, &slow).await;
+    assert!(start.elapsed() >= Duration::from_millis(250));
+    rig.proxy.rules.lift(rule.id);
+    let fast = "y".repeat(100_000);
+    say(&mut pair.server, &fast).await;
+    hears(&mut pair.client, &fast).await;
+    drop(pair.server);
+    assert_eq!(drain(&mut pair.client).await, (String::new(), None));
+    assert_eq!(rig.proxy.degradations(), [""; 0]);
+}
+
+#[tokio::test]
 async fn delays_hold_the_request_and_end_when_lifted() {
     let rig = Rig::new().await;
     let rule = rig.proxy.arm(

@@ -326,6 +326,8 @@ fn misuse_of_rules_is_an_error_that_names_the_argument() {
             "request_body",
         ),
         ("drop", vec![("path", text("/a[bc"))], "path"),
+        ("drop", vec![("path", text("/x?y=1"))], "path"),
+        ("drop", vec![("path", text("/x?y=1&z=*"))], "path"),
         ("drop", vec![("method", text("GTE"))], "method"),
         ("drop", vec![("method", text("GET,PUT"))], "method"),
         (
