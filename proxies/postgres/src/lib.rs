@@ -8,6 +8,7 @@ pub mod codec;
 mod effects;
 mod encode;
 mod encryption;
+mod formats;
 mod proxy;
 pub mod rules;
 mod session;

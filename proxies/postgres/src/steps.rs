@@ -19,7 +19,8 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 use crate::codec;
-use crate::values::{Param, decode};
+use crate::formats::{Formatted, Wanted};
+use crate::values::{Param, decode, is_binary};
 
 const SQL: ParamDoc = ParamDoc::req("sql", Kind::Text, "the statement");
 const PARAMS: ParamDoc = ParamDoc::opt(
@@ -211,6 +212,8 @@ struct Session {
     client: Client,
     /// Who asks for what database: what makes it differ from others.
     key: String,
+    /// The formats that the driver's next Bind asks for.
+    wanted: Wanted,
     /// A duplicate of the socket that the driver holds.
     socket: OwnedFd,
     driver: std::sync::Mutex<Option<JoinHandle<Result<(), tokio_postgres::Error>>>>,
@@ -250,13 +253,15 @@ impl Session {
             .as_fd()
             .try_clone_to_owned()
             .map_err(|e| io_failure(&e))?;
+        let wanted = Wanted::default();
         let (client, connection) = config
-            .connect_raw(stream, NoTls)
+            .connect_raw(Formatted::new(stream, wanted.clone()), NoTls)
             .await
             .map_err(|e| failure(&e))?;
         Ok(Session {
             client,
             key,
+            wanted,
             socket,
             driver: std::sync::Mutex::new(Some(tokio::spawn(connection))),
         })
@@ -293,7 +298,13 @@ impl Session {
                 Err(e) => Err(self.failure(e).await.into()),
             };
         }
-        let rows = match self.client.query(&prepared, &params).await {
+        let columns = prepared.columns().iter();
+        let formats = columns.map(|c| u16::from(is_binary(c.type_()))).collect();
+        self.wanted.set(Some(formats));
+        let rows = self.client.query(&prepared, &params).await;
+        // Where it was refused before there was a Bind.
+        self.wanted.set(None);
+        let rows = match rows {
             Ok(rows) => rows,
             Err(e) => return Err(self.failure(e).await.into()),
         };

@@ -1,8 +1,8 @@
 //! Values between PostgreSQL and JSON.
 //!
-//! Parameters go as text, which the server reads by what it takes them for. Results come in binary; integers, floats, booleans,
-//! text, JSON and arrays of these keep their types, everything else becomes the text that psql would show. `numeric` is text
-//! too: a float would lose digits.
+//! Parameters go as text, which the server reads by what it takes them for. Results of the types that are known here come in binary,
+//! the rest as the server's own text; integers, floats, booleans, text, JSON and arrays keep their types, everything else becomes the
+//! text that psql would show. `numeric` is text too: a float would lose digits.
 
 use serde_json::{Number, Value};
 use tokio_postgres::Row;
@@ -78,8 +78,111 @@ impl<'a> FromSql<'a> for Raw<'a> {
 /// The value of the column at `i`.
 pub fn decode(row: &Row, i: usize) -> Value {
     match row.try_get::<_, Option<Raw>>(i) {
-        Ok(Some(Raw(raw))) => value(row.columns()[i].type_(), raw),
+        Ok(Some(Raw(raw))) => {
+            let ty = row.columns()[i].type_();
+            match is_binary(ty) {
+                true => value(ty, raw),
+                false => as_text(ty, &String::from_utf8_lossy(raw)),
+            }
+        }
         _ => Value::Null,
+    }
+}
+
+/// Is a result of this type to come in binary? Only if that format is known here.
+pub fn is_binary(ty: &Type) -> bool {
+    match ty.kind() {
+        Kind::Array(inner) => is_binary(inner),
+        Kind::Domain(inner) => is_binary(inner),
+        Kind::Enum(_) => true,
+        _ => matches!(
+            *ty,
+            Type::BOOL
+                | Type::INT2
+                | Type::INT4
+                | Type::INT8
+                | Type::OID
+                | Type::XID
+                | Type::CID
+                | Type::FLOAT4
+                | Type::FLOAT8
+                | Type::JSON
+                | Type::JSONB
+                | Type::NUMERIC
+                | Type::BYTEA
+                | Type::UUID
+                | Type::DATE
+                | Type::TIME
+                | Type::TIMETZ
+                | Type::TIMESTAMP
+                | Type::TIMESTAMPTZ
+                | Type::INTERVAL
+                | Type::INET
+                | Type::CIDR
+                | Type::VOID
+                // Their binary format is their text.
+                | Type::TEXT
+                | Type::VARCHAR
+                | Type::BPCHAR
+                | Type::NAME
+                | Type::CHAR
+                | Type::UNKNOWN
+                | Type::XML
+        ),
+    }
+}
+
+/// What the server has written; an array is a list of such.
+fn as_text(ty: &Type, text: &str) -> Value {
+    let Kind::Array(inner) = ty.kind() else {
+        return text.into();
+    };
+    // pg_type's typdelim: a comma of all types but one. Lower bounds other than 1 stand before: `[0:1]={a,b}`.
+    let delimiter = if *inner == Type::BOX { ';' } else { ',' };
+    let mut rest = &text[text.find('{').unwrap_or_default()..];
+    elements(&mut rest, delimiter).unwrap_or_else(|| text.into())
+}
+
+/// Reads one level of `array_out`.
+fn elements(rest: &mut &str, delimiter: char) -> Option<Value> {
+    let mut items: Vec<Value> = vec![];
+    *rest = rest.strip_prefix('{')?;
+    loop {
+        match rest.chars().next()? {
+            '}' if items.is_empty() => {}
+            '{' => items.push(elements(rest, delimiter)?),
+            '"' => {
+                let mut item = String::new();
+                let mut chars = rest[1..].char_indices();
+                loop {
+                    match chars.next()? {
+                        (_, '\\') => item.push(chars.next()?.1),
+                        (at, '"') => {
+                            *rest = &rest[1 + at + 1..];
+                            break;
+                        }
+                        (_, c) => item.push(c),
+                    }
+                }
+                items.push(item.into());
+            }
+            _ => {
+                let (item, after) = rest.split_at(rest.find([delimiter, '}'])?);
+                *rest = after;
+                items.push(match item {
+                    "NULL" => Value::Null,
+                    item => item.into(),
+                });
+            }
+        }
+        let mut chars = rest.chars();
+        let next = chars.next()?;
+        *rest = chars.as_str();
+        match next {
+            '}' => return Some(Value::Array(items)),
+            c if c == delimiter => {}
+            _ => return None,
+        }
     }
 }
 
@@ -322,16 +425,24 @@ fn offset(seconds: i32) -> String {
 /// An interval in PostgreSQL's own style: "1 year 2 mons 3 days 04:05:06".
 fn interval(months: i32, days: i32, micros: i64) -> String {
     let mut parts = vec![];
+    // A part that is not negative says so behind one that is (EncodeInterval in datetime.c).
+    let mut negative = false;
     let mut part = |n: i64, unit: &str| {
         if n != 0 {
-            parts.push(format!("{n} {unit}{}", if n == 1 { "" } else { "s" }));
+            let plus = if negative && n > 0 { "+" } else { "" };
+            parts.push(format!("{plus}{n} {unit}{}", if n == 1 { "" } else { "s" }));
+            negative = n < 0;
         }
     };
     part((months / 12).into(), "year");
     part((months % 12).into(), "mon");
     part(days.into(), "day");
     if micros != 0 || parts.is_empty() {
-        let sign = if micros < 0 { "-" } else { "" };
+        let sign = match (micros < 0, negative) {
+            (true, _) => "-",
+            (false, true) => "+",
+            (false, false) => "",
+        };
         parts.push(format!("{sign}{}", clock(micros.saturating_abs())));
     }
     parts.join(" ")
@@ -392,9 +503,43 @@ mod tests {
         );
         assert_eq!(interval(0, 0, -1_000_000), "-00:00:01");
         assert_eq!(interval(0, 0, 0), "00:00:00");
+        assert_eq!(
+            interval(-13, 2, 3_000_000),
+            "-1 years -1 mons +2 days 00:00:03"
+        );
+        assert_eq!(interval(0, -1, 3_000_000), "-1 days +00:00:03");
+    }
+
+    #[test]
+    fn arrays_as_the_server_writes_them() {
+        let check =
+            |text: &str, ty: &Type, expected: Value| assert_eq!(as_text(ty, text), expected);
+        check("{}", &Type::MONEY_ARRAY, json!([]));
+        check(
+            r#"{$1.00,NULL,"$1,000.00"}"#,
+            &Type::MONEY_ARRAY,
+            json!(["$1.00", null, "$1,000.00"]),
+        );
+        check(
+            r#"[0:1]={{"a\"b\\",x},{"",y}}"#,
+            &Type::TS_VECTOR_ARRAY,
+            json!([["a\"b\\", "x"], ["", "y"]]),
+        );
+        check(
+            "{(1,1),(0,0);(3,3),(2,2)}",
+            &Type::BOX_ARRAY,
+            json!(["(1,1),(0,0)", "(3,3),(2,2)"]),
+        );
+        check("{open", &Type::MONEY_ARRAY, json!("{open"));
+        check("(1,2)", &Type::POINT, json!("(1,2)"));
     }
 
     proptest! {
+        #[test]
+        fn no_text_makes_an_array_panic(text in "[{}\"\\\\,; aé=\\[\\]:]{0,16}") {
+            let _ = as_text(&Type::MONEY_ARRAY, &text);
+        }
+
         #[test]
         fn no_bytes_make_it_panic(raw in proptest::collection::vec(any::<u8>(), 0..48), i in 0..12usize) {
             let types = [

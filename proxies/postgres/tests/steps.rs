@@ -82,6 +82,63 @@ async fn values_keep_their_types() {
     );
 }
 
+/// Of types that are not known here, too, the value is the text that psql shows.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_any_type_are_what_psql_shows() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    server.psql(
+        "tokio",
+        "DROP TYPE IF EXISTS pair, mood; CREATE TYPE pair AS (a int, b text); CREATE TYPE mood AS ENUM ('sad', 'ok')",
+    );
+    for value in [
+        "'[1,5)'::int4range",
+        "'{[1,5),[7,9)}'::int4multirange",
+        "'12.5'::money",
+        "'(1.5,2)'::point",
+        "'(1,1),(0,0)'::box",
+        "B'101'::bit(3)",
+        "B'10'::varbit",
+        "'pg_class'::regclass",
+        "'08:00:2b:01:02:03'::macaddr",
+        "ROW(1, 'a b', NULL)",
+        "ROW(1, 'x')::pair",
+        "'a fat cat'::tsvector",
+        "'fat & cat'::tsquery",
+        "'16/B374D848'::pg_lsn",
+        "'ok'::mood",
+        "'$.a'::jsonpath",
+        "'10:20:10,15'::pg_snapshot",
+        "'-1 day +02:00'::interval",
+        "'1 year -2 mons 3 days -04:05:06.7'::interval",
+        "current_database()",
+        "'(0,2)'::tid",
+    ] {
+        let shown = server.psql("tokio", &format!("SELECT {value}"));
+        let response = query(
+            server.addr,
+            &format!("SELECT {value} AS v, 7 AS known"),
+            json!([]),
+        )
+        .await;
+        assert_eq!(
+            response.data,
+            json!([{"v": shown.trim_end(), "known": 7}]),
+            "{value}"
+        );
+    }
+    let arrays = "ARRAY['[1,2)'::int4range, NULL] AS ranges, ARRAY[ROW(1, 'x')::pair] AS pairs, ARRAY['sad', 'ok']::mood[] AS moods, \
+                  ARRAY['12'::money] AS money, $1::int[] AS ints";
+    let response = query(server.addr, &format!("SELECT {arrays}"), json!([[1, 2]])).await;
+    assert_eq!(
+        response.data,
+        json!([{"ranges": ["[1,2)", null], "pairs": ["(1,x)"], "moods": ["sad", "ok"], "money": ["$12.00"], "ints": [1, 2]}]),
+        "{response:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn exec_tx_and_errors() {
     if skip() {
