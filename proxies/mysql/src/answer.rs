@@ -142,25 +142,31 @@ fn encode(row: &Map<String, Value>, columns: &[Column]) -> Result<BytesMut, Stri
 
 /// Does a text return rows (its first statement, that is)?
 pub fn returns_rows(units: &Units) -> bool {
-    units.iter().next().is_some_and(|unit| {
-        matches!(
-            unit.verb(),
-            "SELECT"
-                | "SHOW"
-                | "EXPLAIN"
-                | "TABLE"
-                | "VALUES"
-                | "ANALYZE"
-                | "CHECK"
-                | "CHECKSUM"
-                | "OPTIMIZE"
-                | "REPAIR"
-                | "HANDLER"
-                | "HELP"
-                | "CALL"
-                | "EXECUTE"
-        ) || unit.canonical().contains(" returning ")
-    })
+    // Behind an EXECUTE stands what it runs.
+    let mut units = units.iter();
+    let first = units.next();
+    let runs = first.filter(|unit| unit.verb() == "EXECUTE");
+    runs.and_then(|_| units.next())
+        .or(first)
+        .is_some_and(|unit| {
+            matches!(
+                unit.verb(),
+                "SELECT"
+                    | "SHOW"
+                    | "EXPLAIN"
+                    | "TABLE"
+                    | "VALUES"
+                    | "ANALYZE"
+                    | "CHECK"
+                    | "CHECKSUM"
+                    | "OPTIMIZE"
+                    | "REPAIR"
+                    | "HANDLER"
+                    | "HELP"
+                    | "CALL"
+                    | "EXECUTE"
+            ) || unit.canonical().contains(" returning ")
+        })
 }
 
 #[cfg(test)]

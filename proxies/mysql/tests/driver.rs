@@ -457,3 +457,57 @@ async fn the_servers_diagnostics_quote_as_the_error_does() {
     let warnings: Vec<(String, u16, String)> = c.query("SHOW WARNINGS").await.unwrap();
     assert_eq!(warnings, [("Error".into(), 1062, message.into())]);
 }
+
+/// SQL's own PREPARE and EXECUTE, prepared before a rule is there and after.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_execute_runs_is_matched_by_its_text() {
+    if skip() {
+        return;
+    }
+    let server = with_database("driver_named").await;
+    let proxy = Harness::start(faultbox_mysql::protocol(), server.addr);
+    let mut c = Conn::new(opts(proxy.addr, "driver_named")).await.unwrap();
+    let mut run = async |sql: &str| match c.query_drop(sql).await {
+        Ok(()) => "ok".to_owned(),
+        Err(e) => shown(&e).split(' ').nth(1).unwrap_or_default().to_owned(),
+    };
+    assert_eq!(run("CREATE TABLE orders (id INT, note TEXT)").await, "ok");
+    let early = r"PREPARE early FROM 'INSERT INTO orders VALUES (1, ''it\\''s'')'";
+    assert_eq!(run(early).await, "ok");
+    let rule = proxy.arm(
+        "error",
+        &[
+            ("query", text("*INSERT INTO orders*")),
+            ("code", text("ER_DISK_FULL")),
+        ],
+    );
+    assert_eq!(run("EXECUTE early").await, "1021");
+    assert_eq!(run("SELECT 1; EXECUTE early").await, "1021");
+    // Preparing runs nothing, and is no match.
+    let late = "PREPARE late FROM 'INSERT INTO orders VALUES (2, ?)'";
+    assert_eq!(run(late).await, "ok");
+    assert_eq!(rule.hits(), 2);
+    assert_eq!(run("EXECUTE late USING @x").await, "1021");
+    let immediate = "EXECUTE IMMEDIATE 'INSERT INTO orders VALUES (3, NULL)'";
+    assert_eq!(run(immediate).await, "1021");
+    // A name that is forgotten means nothing any more.
+    assert_eq!(run("DEALLOCATE PREPARE early").await, "ok");
+    assert_eq!(run("EXECUTE early").await, "1243");
+    proxy.rules.lift(rule.id);
+    // A COMMIT by a name is one.
+    assert_eq!(run("PREPARE done FROM 'COMMIT'").await, "ok");
+    let rule = proxy.arm(
+        "error",
+        &[("verb", text("COMMIT")), ("code", text("ER_DISK_FULL"))],
+    );
+    assert_eq!(
+        run("BEGIN; INSERT INTO orders VALUES (4, NULL)").await,
+        "ok"
+    );
+    assert_eq!(run("EXECUTE done").await, "1021");
+    assert_eq!(rule.hits(), 1);
+    proxy.rules.lift(rule.id);
+    let rows: Option<u32> = c.query_first("SELECT count(*) FROM orders").await.unwrap();
+    assert_eq!(rows, Some(0));
+    assert_eq!(proxy.degradations(), [""; 0]);
+}

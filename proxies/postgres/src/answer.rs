@@ -27,6 +27,11 @@ impl Command {
         let Some(first) = units.next() else {
             return Command::default();
         };
+        // Behind an EXECUTE stands what it runs.
+        let first = match first.verb() {
+            "EXECUTE" => units.next().unwrap_or(first),
+            _ => first,
+        };
         let returns = match first.verb() {
             "SELECT" => Some(!first.says("into")),
             "VALUES" | "TABLE" | "FETCH" | "SHOW" | "EXPLAIN" => Some(true),

@@ -749,3 +749,75 @@ async fn a_read_only_server_is_the_servers() {
     assert_eq!(refused, 21);
     assert_eq!(proxy.degradations(), [""; 0]);
 }
+
+/// SQL's own PREPARE and EXECUTE, prepared before a rule is there and after.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_execute_runs_is_matched_by_its_text() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    let client = connect(&proxy).await;
+    client
+        .batch_execute("DROP TABLE IF EXISTS named; CREATE TABLE named (id int)")
+        .await
+        .unwrap();
+    client
+        .batch_execute("PREPARE early (int) AS INSERT INTO named VALUES ($1)")
+        .await
+        .unwrap();
+    let execute = client.prepare("EXECUTE early (7)").await.unwrap();
+    let rule = proxy.arm(
+        "error",
+        &[
+            ("query", text("*INSERT INTO named*")),
+            ("code", text("disk_full")),
+        ],
+    );
+    let table = proxy.arm(
+        "error",
+        &[
+            ("table", text("named")),
+            ("verb", text("DELETE")),
+            ("code", text("23503")),
+        ],
+    );
+    let code = |result: Result<(), tokio_postgres::Error>| {
+        let error = result.err()?;
+        Some(error.code().map_or("?", |c| c.code()).to_owned())
+    };
+    let full = Some("53100".to_owned());
+    let run = async |sql: &str| code(client.batch_execute(sql).await);
+    assert_eq!(run("EXECUTE early (1)").await, full);
+    assert_eq!(run("SELECT 1; EXECUTE early (1)").await, full);
+    assert_eq!(code(client.execute(&execute, &[]).await.map(drop)), full);
+    // Preparing runs nothing, and is no match.
+    assert_eq!(
+        run("PREPARE late AS INSERT INTO named VALUES (2)").await,
+        None
+    );
+    assert_eq!(run("/* x */ PREPARE gone AS DELETE FROM named").await, None);
+    assert_eq!((rule.hits(), table.hits()), (3, 0));
+    assert_eq!(run("EXECUTE late").await, full);
+    assert_eq!(run("EXPLAIN ANALYZE EXECUTE late").await, full);
+    assert_eq!(run("EXPLAIN EXECUTE late").await, None);
+    assert_eq!(run("EXECUTE gone").await.as_deref(), Some("23503"));
+    // A name that is forgotten means nothing any more.
+    assert_eq!(run("DEALLOCATE early").await, None);
+    assert_eq!(run("EXECUTE early (1)").await.as_deref(), Some("26000"));
+    proxy.rules.lift(rule.id);
+    // Rows in its place are those of what it runs.
+    let rows = Arg::Json(serde_json::json!([{"id": 1}, {"id": 2}]));
+    let args = [("table", text("named")), ("rows", rows)];
+    let answer = proxy.arm("response", &args);
+    assert_eq!(run("PREPARE read AS SELECT id FROM named").await, None);
+    let rows = client.simple_query("EXECUTE read").await.unwrap();
+    let ends = rows.last().unwrap();
+    assert!(
+        matches!(ends, tokio_postgres::SimpleQueryMessage::CommandComplete(2)),
+        "{rows:?}"
+    );
+    proxy.rules.lift(answer.id);
+    assert_eq!(proxy.degradations(), [""; 0]);
+}

@@ -6,6 +6,7 @@
 mod lex;
 mod matcher;
 mod pattern;
+mod prepared;
 mod relations;
 mod session;
 mod tables;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use lex::{Kind, Token};
 pub use matcher::Matcher;
 pub use pattern::Pattern;
+pub use prepared::{Named, begins_named, named};
 pub use session::leaves_session_alone;
 pub use tables::Table;
 pub use work::{Statement, Work};
@@ -60,6 +62,8 @@ const DEPTH: usize = 16;
 pub struct Sql {
     text: Box<[u8]>,
     dialect: Dialect,
+    /// What it runs by a name.
+    runs: Vec<Arc<Sql>>,
     units: OnceLock<Arc<Units>>,
 }
 
@@ -69,8 +73,15 @@ impl Sql {
         Sql {
             text: text.into(),
             dialect,
+            runs: vec![],
             units: OnceLock::new(),
         }
+    }
+
+    /// The same text, which runs these: their units are its units, too.
+    pub fn running(mut self, runs: Vec<Arc<Sql>>) -> Sql {
+        self.runs = runs;
+        self
     }
 
     /// The text, what is not UTF-8 replaced.
@@ -80,8 +91,19 @@ impl Sql {
 
     /// The units, taken from `cache` on first use.
     pub fn units(&self, cache: &Cache) -> &Arc<Units> {
-        self.units
-            .get_or_init(|| cache.units(&self.text, self.dialect))
+        self.units.get_or_init(|| {
+            let own = cache.units(&self.text, self.dialect);
+            if self.runs.is_empty() {
+                return own;
+            }
+            let mut all = vec![own];
+            all.extend(self.runs.iter().map(|run| run.units(cache).clone()));
+            Arc::new(Units {
+                all: vec![],
+                also: all,
+                verdicts: Mutex::default(),
+            })
+        })
     }
 }
 
@@ -89,6 +111,8 @@ impl Sql {
 #[derive(Debug)]
 pub struct Units {
     all: Vec<Unit>,
+    /// Those of other texts behind them.
+    also: Vec<Arc<Units>>,
     /// By rule. Short: rules that are gone are swept out when it grows past [`VERDICTS`].
     verdicts: Mutex<Vec<(u64, bool)>>,
 }
@@ -101,13 +125,16 @@ impl Units {
     pub fn new(text: &str, dialect: Dialect) -> Units {
         Units {
             all: units(text, dialect),
+            also: vec![],
             verdicts: Mutex::default(),
         }
     }
 
     /// The units.
     pub fn iter(&self) -> impl Iterator<Item = &Unit> {
-        self.all.iter()
+        self.all
+            .iter()
+            .chain(self.also.iter().flat_map(|units| units.all.iter()))
     }
 
     /// The verdict of the rule with this id, from memory if it has been asked before.
@@ -263,6 +290,8 @@ fn collect(
     dialect: Dialect,
     out: &mut Vec<Unit>,
 ) {
+    // What a PREPARE gives a name to is run, and matched, by its EXECUTE.
+    let tokens = &tokens[..prepared::body(tokens, dialect).unwrap_or(tokens.len())];
     let (Some(first), Some(last)) = (tokens.first(), tokens.last()) else {
         return;
     };

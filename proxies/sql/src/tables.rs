@@ -49,7 +49,8 @@ impl Table {
     }
 }
 
-fn unquote(text: &str) -> String {
+/// A name as it is meant, without its quotes.
+pub fn unquote(text: &str) -> String {
     for (quote, doubled) in [("\"", "\"\""), ("`", "``")] {
         let inside = text.strip_prefix(quote).and_then(|t| t.strip_suffix(quote));
         if let Some(inside) = inside {

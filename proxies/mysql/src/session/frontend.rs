@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
 use faultbox_engine::Effects;
-use faultbox_sql::{Cache, Sql};
+use faultbox_sql::{Cache, Named, Sql, begins_named, named};
 
 use super::{Expected, Phase, Prepared, Raw, Request, Session, Then, Verdict, Want};
 use crate::codec::{self, HEAD, HEADER, Hello, MAX_PAYLOAD, Malformed, com};
@@ -66,6 +66,8 @@ struct Pending {
     patched: Option<BytesMut>,
     /// Can the server not understand it without them, and they cannot be put in?
     lost: bool,
+    /// What it does with prepared statements by name.
+    named: Vec<Named>,
 }
 
 impl Frontend {
@@ -208,7 +210,16 @@ impl Frontend {
         // What must be there before the message can be dealt with; the rest of it follows unseen.
         let need = match command {
             com::QUERY if armed => total.min(HEAD),
-            com::QUERY => total.min(HEADER + GLIMPSE),
+            com::QUERY => {
+                let glimpse = total.min(HEADER + GLIMPSE);
+                let payload = buf.get(HEADER..glimpse).unwrap_or_default();
+                let text = codec::query(payload, session.capabilities);
+                total.min(if text.is_ok_and(begins_named) {
+                    HEAD
+                } else {
+                    glimpse
+                })
+            }
             com::STMT_PREPARE | com::INIT_DB | com::CHANGE_USER => total.min(HEAD),
             com::STMT_EXECUTE | com::MARIADB_BULK_EXECUTE => {
                 self.needed(buf, session, total, armed)
@@ -339,8 +350,14 @@ impl Frontend {
             Glimpse::AnsiQuotes(on) => session.ansi_quotes = *on,
             Glimpse::Other => {}
         }
-        let pending = Pending::new(here, total, expected);
-        let request = Request::Query(Sql::new(if armed { text } else { &[] }, session.dialect()));
+        let mut pending = Pending::new(here, total, expected);
+        // Of a string of several statements any may be one, which is looked for where somebody wants to know.
+        let several = || armed && text.iter().any(|b| matches!(b, b';' | b'/'));
+        if begins_named(text) || several() {
+            pending.named = named(&String::from_utf8_lossy(text), session.dialect());
+        }
+        let sql = Sql::new(if armed { text } else { &[] }, session.dialect());
+        let request = Request::Query(sql.running(session.run(&pending.named)));
         Ok(self.request(request, pending, session, armed))
     }
 
@@ -400,6 +417,7 @@ impl Frontend {
         pending.expected.request = true;
         let here = pending.here;
         if !armed {
+            session.keep(pending.named);
             session.push(pending.expected);
             return Step::Pass(here);
         }
@@ -427,6 +445,9 @@ impl Frontend {
             true => Verdict::Deny(Arc::new(crate::rules::Error::of_code(1210))),
             false => verdict,
         };
+        if matches!(verdict, Verdict::Pass) {
+            session.keep(pending.named);
+        }
         let replaced = session.decide(
             request,
             pending.id,
@@ -461,6 +482,7 @@ impl Pending {
             types: None,
             patched: None,
             lost: false,
+            named: vec![],
         }
     }
 
@@ -483,6 +505,45 @@ impl Pending {
 }
 
 impl Session {
+    /// What is run by these, by name.
+    fn run(&self, named: &[Named]) -> Vec<Arc<Sql>> {
+        let sql = |text: &str| Arc::new(Sql::new(text.as_bytes(), self.dialect()));
+        let mut runs = vec![];
+        for (i, one) in named.iter().enumerate() {
+            let run = match one {
+                Named::Run(text) => Some(sql(text)),
+                Named::Execute(name) => {
+                    // What was prepared in the same string.
+                    let here = named[..i].iter().rev().find_map(|n| match n {
+                        Named::Prepare(given, Some(text)) if given == name => Some(sql(text)),
+                        _ => None,
+                    });
+                    here.or_else(|| self.named.get(name).cloned())
+                }
+                _ => None,
+            };
+            runs.extend(run);
+        }
+        runs
+    }
+
+    /// The server has names, or no longer.
+    fn keep(&mut self, named: Vec<Named>) {
+        for one in named {
+            match one {
+                Named::Prepare(name, Some(text)) => {
+                    let sql = Arc::new(Sql::new(text.as_bytes(), self.dialect()));
+                    self.named.insert(name, sql);
+                }
+                Named::Prepare(name, None) | Named::Deallocate(name) => {
+                    drop(self.named.remove(&name));
+                }
+                Named::DeallocateAll => self.named.clear(),
+                Named::Execute(_) | Named::Run(_) => {}
+            }
+        }
+    }
+
     /// The prepared statement that the client means by this id.
     fn statement(&self, id: u32) -> Option<Arc<Prepared>> {
         match id {

@@ -66,6 +66,8 @@ pub struct Session {
     ansi_quotes: bool,
     statements: HashMap<u32, Arc<Prepared>>,
     last_prepared: Option<Arc<Prepared>>,
+    /// What SQL's own PREPARE has given names to.
+    named: HashMap<String, Arc<Sql>>,
 }
 
 /// How far a session has come.
@@ -304,6 +306,7 @@ impl Session {
     fn reset(&mut self) {
         self.statements.clear();
         self.last_prepared = None;
+        self.named.clear();
         self.ansi_quotes = false;
     }
 

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 
 use super::{Expected, Instead, Portal, Prepared, Raw, Request, Session, Verdict, Want};
 use faultbox_engine::Effects;
-use faultbox_sql::{Cache, Dialect, Sql};
+use faultbox_sql::{Cache, Dialect, Named, Sql, begins_named, named};
 
 use crate::answer::Command;
 use crate::codec::{self, HEAD, HEADER, Malformed, Object, Side, Startup};
@@ -24,8 +24,8 @@ const DENIED_COMMIT: &str = "ROLLBACK /* faultbox: a rule denied this statement 
 const ROLLBACK: &str = "faultbox: ROLLBACK";
 /// How many portals of one session are remembered; PostgreSQL drops them at the end of a transaction, and so does the queue.
 const PORTALS: usize = 4096;
-/// Enough of a Query to see "DEALLOCATE PREPARE name;" or "DISCARD ALL": identifiers have at most 63 bytes.
-const DEALLOCATE: usize = 96;
+/// Enough of a Query to see whether it begins with PREPARE or DEALLOCATE.
+const GLIMPSE: usize = 96;
 
 /// What the walk along a client's bytes has come to.
 #[derive(Debug)]
@@ -56,6 +56,8 @@ pub struct Frontend {
     pending: Option<Pending>,
     statements: HashMap<Box<[u8]>, Arc<Prepared>>,
     portals: HashMap<Box<[u8]>, Portal>,
+    /// What the pending message does with prepared statements by name, once it has gone to the server.
+    named: Vec<Named>,
 }
 
 #[derive(Debug)]
@@ -102,7 +104,11 @@ impl Frontend {
         let need = match header.tag {
             b'P' | b'B' | b'C' | b'D' | b'E' => header.total.min(HEAD),
             b'Q' if armed => header.total.min(HEAD),
-            b'Q' => header.total.min(HEADER + DEALLOCATE),
+            b'Q' => {
+                let glimpse = header.total.min(HEADER + GLIMPSE);
+                let begins = buf.get(HEADER..glimpse).is_some_and(begins_named);
+                header.total.min(if begins { HEAD } else { glimpse })
+            }
             _ => HEADER,
         };
         let Some(head) = buf.get(..need) else {
@@ -199,24 +205,27 @@ impl Frontend {
         }
         match tag {
             b'Q' => {
-                self.deallocated(body);
+                let text = codec::query(body);
+                // Of a string of several statements any may be one, which is looked for where somebody wants to know.
+                let several = || armed && memchr::memchr2(b';', b'/', text).is_some();
+                let named = match begins_named(text) || several() {
+                    true => named(&String::from_utf8_lossy(text), Dialect::Postgres),
+                    false => vec![],
+                };
                 if armed {
-                    return Ok(Some(Request::Simple(Sql::new(
-                        codec::query(body),
-                        Dialect::Postgres,
-                    ))));
+                    let sql = Sql::new(text, Dialect::Postgres).running(self.run(&named));
+                    self.named = named;
+                    return Ok(Some(Request::Simple(sql)));
                 }
+                self.keep(named);
                 session.expect(Want::Query);
             }
             b'F' if armed => return Ok(Some(Request::Function)),
             b'F' => session.expect(Want::Query),
             b'P' => {
                 let (name, text) = codec::parse(body)?;
-                let prepared = Prepared {
-                    sql: Sql::new(text, Dialect::Postgres),
-                    described: Arc::default(),
-                };
-                self.statements.insert(name.into(), Arc::new(prepared));
+                self.statements
+                    .insert(name.into(), Arc::new(Prepared::new(text)));
                 session.expect(Want::Parse);
             }
             b'B' => {
@@ -252,13 +261,32 @@ impl Frontend {
             b'E' => {
                 // Fetching more of a portal's rows is not another execution.
                 let portal = self.portals.get_mut(codec::execute(body)?);
-                match portal.filter(|p| armed && !p.executed) {
-                    Some(portal) => {
-                        portal.executed = true;
-                        return Ok(Some(Request::Execute(portal.clone())));
-                    }
-                    None => session.expect(Want::Execute),
+                let Some(portal) = portal.filter(|p| !p.executed) else {
+                    session.expect(Want::Execute);
+                    return Ok(None);
+                };
+                // Without a rule it is looked at only for what it does with names.
+                let named = portal.statement.as_ref().map(|s| s.named.clone());
+                let named = named.unwrap_or_default();
+                if !armed {
+                    self.keep(named);
+                    session.expect(Want::Execute);
+                    return Ok(None);
                 }
+                portal.executed = true;
+                let mut portal = portal.clone();
+                let runs = self.run(&named);
+                if let (Some(statement), false) = (&portal.statement, runs.is_empty()) {
+                    let text = statement.sql.text().into_owned();
+                    let sql = Sql::new(text.as_bytes(), Dialect::Postgres).running(runs);
+                    portal.statement = Some(Arc::new(Prepared {
+                        sql: Arc::new(sql),
+                        described: statement.described.clone(),
+                        named: vec![],
+                    }));
+                }
+                self.named = named;
+                return Ok(Some(Request::Execute(portal)));
             }
             // Flush, Terminate, COPY data, and what belongs to authentication: nothing is answered to these by themselves.
             _ => {}
@@ -266,24 +294,40 @@ impl Frontend {
         Ok(None)
     }
 
-    /// The SQL command DEALLOCATE drops prepared statements without a Close: drivers use it, and names would pile up.
-    fn deallocated(&mut self, body: &[u8]) {
-        if self.statements.is_empty() {
-            return;
+    /// What is run by these, by name.
+    fn run(&self, named: &[Named]) -> Vec<Arc<Sql>> {
+        let mut runs = vec![];
+        for (i, one) in named.iter().enumerate() {
+            let Named::Execute(name) = one else { continue };
+            // What was prepared in the same string.
+            let here = named[..i].iter().rev().find_map(|n| match n {
+                Named::Prepare(given, Some(text)) if given == name => Some(text),
+                _ => None,
+            });
+            runs.extend(match here {
+                Some(text) => Some(Arc::new(Sql::new(text.as_bytes(), Dialect::Postgres))),
+                None => self
+                    .statements
+                    .get(name.as_bytes())
+                    .map(|statement| statement.sql.clone()),
+            });
         }
-        let text = codec::query(body).trim_ascii();
-        let word = |w: &[u8]| text.len() >= w.len() && text[..w.len()].eq_ignore_ascii_case(w);
-        if word(b"DISCARD ALL") || word(b"DEALLOCATE ALL") {
-            self.statements.clear();
-        } else if word(b"DEALLOCATE") {
-            let mut name = text["DEALLOCATE".len()..].trim_ascii();
-            if name.len() > 7 && name[..7].eq_ignore_ascii_case(b"PREPARE") {
-                name = name[7..].trim_ascii();
+        runs
+    }
+
+    /// The names that SQL's own commands give, and take away, are those of the protocol's messages; and of drivers some drop so what they
+    /// have prepared by these.
+    fn keep(&mut self, named: Vec<Named>) {
+        for one in named {
+            match one {
+                Named::Prepare(name, Some(text)) => {
+                    let prepared = Arc::new(Prepared::new(text.as_bytes()));
+                    self.statements.insert(name.into_bytes().into(), prepared);
+                }
+                Named::Deallocate(name) => drop(self.statements.remove(name.as_bytes())),
+                Named::DeallocateAll => self.statements.clear(),
+                Named::Prepare(_, None) | Named::Execute(_) | Named::Run(_) => {}
             }
-            let name = name.strip_suffix(b";").unwrap_or(name).trim_ascii();
-            let quoted = name.strip_prefix(b"\"").and_then(|n| n.strip_suffix(b"\""));
-            let name = quoted.map_or_else(|| name.to_ascii_lowercase(), <[u8]>::to_vec);
-            self.statements.remove(&name[..]);
         }
     }
 
@@ -303,6 +347,10 @@ impl Frontend {
             // One that is refused ends the connection.
             session.expect(Want::Session);
             return None;
+        }
+        let named = std::mem::take(&mut self.named);
+        if matches!(verdict, Verdict::Pass) {
+            self.keep(named);
         }
         let command = || {
             let units = request.sql().map(|sql| sql.units(cache));

@@ -24,7 +24,7 @@ pub use backend::{Backend, Reply};
 pub use frontend::{Frontend, Step};
 
 use faultbox_engine::Effects;
-use faultbox_sql::Sql;
+use faultbox_sql::{Dialect, Named, Sql};
 
 use crate::answer::{Command, Rows};
 use crate::codec::{CancelKey, Column};
@@ -129,14 +129,30 @@ pub type Described = Mutex<Option<Arc<Vec<Column>>>>;
 #[derive(Debug)]
 pub struct Prepared {
     /// Its text.
-    pub sql: Sql,
+    pub sql: Arc<Sql>,
     described: Arc<Described>,
+    /// What it does with statements that are prepared by SQL's own commands.
+    named: Vec<Named>,
+}
+
+impl Prepared {
+    fn new(text: &[u8]) -> Prepared {
+        let named = match faultbox_sql::begins_named(text) {
+            true => faultbox_sql::named(&String::from_utf8_lossy(text), Dialect::Postgres),
+            false => vec![],
+        };
+        Prepared {
+            sql: Arc::new(Sql::new(text, Dialect::Postgres)),
+            described: Arc::default(),
+            named,
+        }
+    }
 }
 
 /// A portal: a prepared statement that is bound.
 #[derive(Debug, Clone)]
 pub struct Portal {
-    /// What it executes; `None` if it was prepared out of sight (by the SQL command PREPARE).
+    /// What it executes; `None` if it was prepared out of sight.
     pub statement: Option<Arc<Prepared>>,
     described: Arc<Described>,
     formats: Option<Vec<u16>>,
@@ -220,7 +236,7 @@ impl Request {
     pub fn sql(&self) -> Option<&Sql> {
         match self {
             Request::Simple(sql) => Some(sql),
-            Request::Execute(portal) => portal.statement.as_ref().map(|s| &s.sql),
+            Request::Execute(portal) => portal.statement.as_ref().map(|s| &*s.sql),
             Request::Function | Request::Login => None,
         }
     }
