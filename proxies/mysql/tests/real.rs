@@ -170,7 +170,7 @@ async fn pymysql_errors() {
         |what: &str| format!("{what} 'pymysql.err.IntegrityError' 1062 \"{DUPLICATE}\"");
     let expected = [
         duplicate("duplicate"),
-        "warnings (('Error', 1062, 'Duplicate entry ??? for key ?'),) ((1, 1),)".into(),
+        r#"warnings (('Error', 1062, "Duplicate entry '?' for key ?"),) ((1, 1),)"#.into(),
         operational("wait", 1205, WAIT),
         duplicate("in transaction, duplicate"),
         operational("in transaction, wait", 1205, WAIT),
