@@ -59,13 +59,21 @@ impl<X> Ending<X> {
     }
 }
 
-/// Runs both directions until both are done, or one has ended the connection. `unanswered` is called once nothing more will come from
+/// Runs both directions, which go on until something ends them, until both are done, or one has ended the connection. `unanswered` is called once nothing more will come from
 /// the server: nobody has to wait for answers then.
 pub async fn both<X>(
-    up: impl Future<Output = Ending<X>>,
-    down: impl Future<Output = Ending<X>>,
+    up: impl Future<Output = Result<Infallible, Ending<X>>>,
+    down: impl Future<Output = Result<Infallible, Ending<X>>>,
     unanswered: impl FnOnce(),
 ) -> Ending<X> {
+    let up = async {
+        let Err(end) = up.await;
+        end
+    };
+    let down = async {
+        let Err(end) = down.await;
+        end
+    };
     let (mut up, mut down) = (pin!(up), pin!(down));
     tokio::select! {
         end = &mut up => match end.leaves_the_other() {

@@ -1,6 +1,7 @@
 //! The proxy: two directions of one connection, walking along the bytes by [`crate::session`] and carrying out what rules say.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -156,27 +157,19 @@ impl Link<'_> {
         mut client: ReadHalf<'_>,
         mut server: WriteHalf<'_>,
         frontend: &mut Frontend,
-    ) -> End {
+    ) -> Result<Infallible, End> {
         let mut inbox = Inbox::default();
         loop {
             match inbox.fill(&mut client).await {
                 Ok(0) => {
                     // The beginning of a message that will never be whole.
                     let rest = inbox.bytes.len();
-                    if let Err(end) = send_front_watching(
-                        server.as_ref(),
-                        &mut inbox.bytes,
-                        rest,
-                        client.as_ref(),
-                    )
-                    .await
-                    {
-                        return end.into();
-                    }
-                    return close(&mut server).await;
+                    send_front_watching(server.as_ref(), &mut inbox.bytes, rest, client.as_ref())
+                        .await?;
+                    return Err(close(&mut server).await);
                 }
                 Ok(_) => {}
-                Err(_) => return End::SourceGone,
+                Err(_) => return Err(End::SourceGone),
             }
             let read = Instant::now();
             let mut injected = Duration::ZERO;
@@ -184,16 +177,12 @@ impl Link<'_> {
             let mut at = 0;
             loop {
                 if self.session().is_full() {
-                    if let Err(end) =
-                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
-                            .await
-                    {
-                        return end.into();
-                    }
+                    send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                        .await?;
                     at = 0;
                     tokio::select! {
                         () = self.room.notified() => continue,
-                        () = gone(client.as_ref()) => return End::SourceGone,
+                        () = gone(client.as_ref()) => return Err(End::SourceGone),
                     }
                 }
                 let armed = self.armed();
@@ -211,69 +200,47 @@ impl Link<'_> {
                     }
                     // The client's handshake follows at once: the server has no say in it any more.
                     Ok(Step::StartTls(n)) if self.origin.has_tls() => {
-                        if let Err(end) = send_front_watching(
+                        send_front_watching(
                             server.as_ref(),
                             &mut inbox.bytes,
                             at + n,
                             client.as_ref(),
                         )
-                        .await
-                        {
-                            return end.into();
-                        }
-                        return End::Other(StartTls(inbox.bytes.freeze()));
+                        .await?;
+                        return Err(End::Other(StartTls(inbox.bytes.freeze())));
                     }
                     // What follows is opaque.
                     Ok(Step::StartTls(n)) => at += n,
                     Ok(Step::Discard(n)) => {
-                        if let Err(end) = send_front_watching(
-                            server.as_ref(),
-                            &mut inbox.bytes,
-                            at,
-                            client.as_ref(),
-                        )
-                        .await
-                        {
-                            return end.into();
-                        }
+                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                            .await?;
                         let _ = inbox.bytes.split_to(n);
                         at = 0;
                     }
                     Ok(Step::Instead(bytes)) => {
-                        if let Err(end) = send_front_watching(
-                            server.as_ref(),
-                            &mut inbox.bytes,
-                            at,
-                            client.as_ref(),
-                        )
-                        .await
-                        {
-                            return end.into();
-                        }
+                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                            .await?;
                         at = 0;
                         if send(server.as_ref(), &bytes).await.is_err() {
-                            return End::SinkGone;
+                            return Err(End::SinkGone);
                         }
                     }
                     Ok(Step::Request(request, n)) => {
                         let fired = self.evaluate(&request);
                         let mut verdict = Verdict::Pass;
                         if !fired.is_empty() {
-                            if let Err(end) = send_front_watching(
+                            send_front_watching(
                                 server.as_ref(),
                                 &mut inbox.bytes,
                                 at,
                                 client.as_ref(),
                             )
-                            .await
-                            {
-                                return end.into();
-                            }
+                            .await?;
                             at = 0;
                             let held = Instant::now();
                             let killed = match self.hold(&fired, read, client.as_ref()).await {
                                 Ok(killed) => killed,
-                                Err(end) => return end,
+                                Err(end) => return Err(end),
                             };
                             injected += held.elapsed();
                             verdict = match self.decide(&request, &fired, killed, &inbox.bytes) {
@@ -282,7 +249,7 @@ impl Link<'_> {
                                     let mut added = Added::default();
                                     added.way(read, injected);
                                     added.record(&self.origin.host.meter);
-                                    return end;
+                                    return Err(end);
                                 }
                             };
                         }
@@ -295,27 +262,15 @@ impl Link<'_> {
                             at += n;
                             continue;
                         }
-                        if let Err(end) = send_front_watching(
-                            server.as_ref(),
-                            &mut inbox.bytes,
-                            at,
-                            client.as_ref(),
-                        )
-                        .await
-                        {
-                            return end.into();
-                        }
+                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                            .await?;
                         at = 0;
                         let _ = inbox.bytes.split_to(n);
                     }
                     Err(why) => self.degrade("client", &why),
                 }
             }
-            if let Err(end) =
-                send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref()).await
-            {
-                return end.into();
-            }
+            send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref()).await?;
             let asked = self.session().asked;
             self.times().sent(asked, read, injected);
         }
@@ -327,23 +282,21 @@ impl Link<'_> {
         mut server: ReadHalf<'_>,
         mut client: WriteHalf<'_>,
         backend: &mut Backend,
-    ) -> End {
+    ) -> Result<Infallible, End> {
         let mut inbox = Inbox::default();
         loop {
             let filled = inbox.fill(&mut server).await;
             if !matches!(filled, Ok(1..)) {
                 // What it said before it closed or died still arrives, be it half a packet.
                 let rest = inbox.bytes.len();
-                if let Err(end) = send_front(client.as_ref(), &mut inbox.bytes, rest).await {
-                    return end.into();
-                }
+                send_front(client.as_ref(), &mut inbox.bytes, rest).await?;
             }
             match filled {
                 Ok(0) => {
-                    return close(&mut client).await;
+                    return Err(close(&mut client).await);
                 }
                 Ok(_) => {}
-                Err(_) => return End::SourceGone,
+                Err(_) => return Err(End::SourceGone),
             }
             let read = Instant::now();
             let mut at = 0;
@@ -364,7 +317,7 @@ impl Link<'_> {
                     };
                     (step, effects)
                 };
-                let sent = match step {
+                match step {
                     Ok(Answer::More) => break,
                     Ok(Answer::Pass(n)) => {
                         at += n;
@@ -379,17 +332,12 @@ impl Link<'_> {
                         self.degrade("upstream", &why);
                         continue;
                     }
-                    Ok(other) => match send_front(client.as_ref(), &mut inbox.bytes, at).await {
-                        Ok(()) => {
-                            at = 0;
-                            slowed |= effects.is_some();
-                            answer(other, &client, &mut inbox.bytes, effects.as_deref_mut()).await
-                        }
-                        Err(end) => Err(end.into()),
-                    },
-                };
-                if let Err(end) = sent {
-                    return end;
+                    Ok(other) => {
+                        send_front(client.as_ref(), &mut inbox.bytes, at).await?;
+                        at = 0;
+                        slowed |= effects.is_some();
+                        answer(other, &client, &mut inbox.bytes, effects.as_deref_mut()).await?;
+                    }
                 }
                 if let Some(effects) = effects
                     && let Some(front) = self.session().queue.front_mut()
@@ -397,9 +345,7 @@ impl Link<'_> {
                     front.effects = Some(effects);
                 }
             }
-            if let Err(end) = send_front(client.as_ref(), &mut inbox.bytes, at).await {
-                return end.into();
-            }
+            send_front(client.as_ref(), &mut inbox.bytes, at).await?;
             let done = self.session().done;
             let meter = &self.origin.host.meter;
             self.times().answered(done, read, slowed, meter);

@@ -1,6 +1,7 @@
 //! The proxy: two directions of one connection, walking along the bytes by [`crate::session`] and carrying out what rules say.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -169,7 +170,7 @@ impl Link<'_> {
         mut client: ReadHalf<'_>,
         mut server: WriteHalf<'_>,
         begun: BytesMut,
-    ) -> End {
+    ) -> Result<Infallible, End> {
         let mut inbox = Inbox::default();
         let mut frontend = Frontend::default();
         let mut is_bound = self.origin.shows_other_certificate().then_some(false);
@@ -184,20 +185,12 @@ impl Link<'_> {
                 Ok(0) => {
                     // The beginning of a message that will never be whole.
                     let rest = inbox.bytes.len();
-                    if let Err(end) = send_front_watching(
-                        server.as_ref(),
-                        &mut inbox.bytes,
-                        rest,
-                        client.as_ref(),
-                    )
-                    .await
-                    {
-                        return end.into();
-                    }
-                    return close(&mut server).await;
+                    send_front_watching(server.as_ref(), &mut inbox.bytes, rest, client.as_ref())
+                        .await?;
+                    return Err(close(&mut server).await);
                 }
                 Ok(_) => {}
-                Err(_) => return End::SourceGone,
+                Err(_) => return Err(End::SourceGone),
             }
             let read = Instant::now();
             let mut injected = Duration::ZERO;
@@ -205,16 +198,12 @@ impl Link<'_> {
             let mut at = 0;
             loop {
                 if self.session().is_full() {
-                    if let Err(end) =
-                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
-                            .await
-                    {
-                        return end.into();
-                    }
+                    send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                        .await?;
                     at = 0;
                     tokio::select! {
                         () = self.room.notified() => continue,
-                        () = gone(client.as_ref()) => return End::SourceGone,
+                        () = gone(client.as_ref()) => return Err(End::SourceGone),
                     }
                 }
                 let armed = self.armed();
@@ -237,36 +226,25 @@ impl Link<'_> {
                         break;
                     }
                     Ok(Step::Discard(n)) => {
-                        if let Err(end) = send_front_watching(
-                            server.as_ref(),
-                            &mut inbox.bytes,
-                            at,
-                            client.as_ref(),
-                        )
-                        .await
-                        {
-                            return end.into();
-                        }
+                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                            .await?;
                         let _ = inbox.bytes.split_to(n);
                         at = 0;
                     }
                     Ok(Step::Encryption(n)) => {
-                        if let Err(end) = send_front_watching(
+                        send_front_watching(
                             server.as_ref(),
                             &mut inbox.bytes,
                             at + n,
                             client.as_ref(),
                         )
-                        .await
-                        {
-                            return end.into();
-                        }
+                        .await?;
                         at = 0;
                         // What follows means one thing or another by the server's answer. A client that gives up meanwhile is
                         // noticed by the other direction when the server closes, or here when it is reset.
                         tokio::select! {
                             () = self.answered.notified() => {}
-                            () = gone(client.as_ref()) => return End::SourceGone,
+                            () = gone(client.as_ref()) => return Err(End::SourceGone),
                         }
                         let mut session = self.session();
                         if session.awaiting_encryption {
@@ -289,21 +267,13 @@ impl Link<'_> {
                             at += n;
                             continue;
                         }
-                        if let Err(end) = send_front_watching(
-                            server.as_ref(),
-                            &mut inbox.bytes,
-                            at,
-                            client.as_ref(),
-                        )
-                        .await
-                        {
-                            return end.into();
-                        }
+                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                            .await?;
                         at = 0;
                         let held = Instant::now();
                         let cancelled = match self.hold(&fired, read, client.as_ref()).await {
                             Ok(cancelled) => cancelled,
-                            Err(end) => return end,
+                            Err(end) => return Err(end),
                         };
                         injected += held.elapsed();
                         let verdict = match self.decide(&request, &fired, cancelled) {
@@ -312,7 +282,7 @@ impl Link<'_> {
                                 let mut added = Added::default();
                                 added.way(read, injected);
                                 added.record(&self.origin.host.meter);
-                                return end;
+                                return Err(end);
                             }
                         };
                         let effects = effects(&fired);
@@ -331,7 +301,7 @@ impl Link<'_> {
                             Some(instead) => {
                                 let _ = inbox.bytes.split_to(n);
                                 if send(server.as_ref(), &instead).await.is_err() {
-                                    return End::SinkGone;
+                                    return Err(End::SinkGone);
                                 }
                             }
                         }
@@ -339,17 +309,17 @@ impl Link<'_> {
                     Err(why) => self.degrade("client", &why),
                 }
             }
-            if let Err(end) =
-                send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref()).await
-            {
-                return end.into();
-            }
+            send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref()).await?;
             self.sent(read, injected);
         }
     }
 
     /// Server to client.
-    async fn down(&self, mut server: ReadHalf<'_>, mut client: WriteHalf<'_>) -> End {
+    async fn down(
+        &self,
+        mut server: ReadHalf<'_>,
+        mut client: WriteHalf<'_>,
+    ) -> Result<Infallible, End> {
         let mut inbox = Inbox::default();
         let mut backend = Backend::default();
         loop {
@@ -357,16 +327,14 @@ impl Link<'_> {
             if !matches!(filled, Ok(1..)) {
                 // What it said before it closed or died still arrives, be it half a message.
                 let rest = inbox.bytes.len();
-                if let Err(end) = send_front(client.as_ref(), &mut inbox.bytes, rest).await {
-                    return end.into();
-                }
+                send_front(client.as_ref(), &mut inbox.bytes, rest).await?;
             }
             match filled {
                 Ok(0) => {
-                    return close(&mut client).await;
+                    return Err(close(&mut client).await);
                 }
                 Ok(_) => {}
-                Err(_) => return End::SourceGone,
+                Err(_) => return Err(End::SourceGone),
             }
             let read = Instant::now();
             let mut at = 0;
@@ -388,54 +356,37 @@ impl Link<'_> {
                     };
                     (reply, effects)
                 };
-                let end = match reply {
+                match reply {
                     Ok(Reply::More) => break,
-                    Ok(Reply::Pass(n)) => {
-                        at += n;
-                        Ok(())
-                    }
+                    Ok(Reply::Pass(n)) => at += n,
                     Ok(Reply::Raw) => {
                         self.check_readable();
                         at = inbox.bytes.len();
                         break;
                     }
                     Ok(Reply::Affected(n)) => {
-                        let sent = send_front(client.as_ref(), &mut inbox.bytes, at).await;
+                        send_front(client.as_ref(), &mut inbox.bytes, at).await?;
                         at = 0;
-                        match sent {
-                            Err(end) => Err(end.into()),
-                            Ok(()) => {
-                                slowed = true;
-                                let mut part = inbox.bytes.split_to(n);
-                                affected(&client, &mut part, effects.as_deref_mut()).await
-                            }
-                        }
+                        slowed = true;
+                        let mut part = inbox.bytes.split_to(n);
+                        affected(&client, &mut part, effects.as_deref_mut()).await?;
                     }
                     Ok(Reply::Replace(n, bytes)) => {
-                        let sent = send_front(client.as_ref(), &mut inbox.bytes, at).await;
+                        send_front(client.as_ref(), &mut inbox.bytes, at).await?;
                         at = 0;
                         let _ = inbox.bytes.split_to(n);
-                        match sent {
-                            Err(end) => Err(end.into()),
-                            Ok(()) => {
-                                slowed |= effects.is_some();
-                                let mut part = BytesMut::from(bytes);
-                                affected(&client, &mut part, effects.as_deref_mut()).await
-                            }
-                        }
+                        slowed |= effects.is_some();
+                        let mut part = BytesMut::from(bytes);
+                        affected(&client, &mut part, effects.as_deref_mut()).await?;
                     }
                     Ok(Reply::Last(bytes)) => {
-                        let sent = send_front(client.as_ref(), &mut inbox.bytes, at).await;
-                        sent.map_err(End::from).and(Err(End::Lost(bytes)))
+                        send_front(client.as_ref(), &mut inbox.bytes, at).await?;
+                        return Err(End::Lost(bytes));
                     }
                     Err(why) => {
                         self.degrade("upstream", &why);
                         self.answered.notify_one();
-                        Ok(())
                     }
-                };
-                if let Err(end) = end {
-                    return end;
                 }
                 if let Some(effects) = effects
                     && let Some(front) = self.session().queue.front_mut()
@@ -443,9 +394,7 @@ impl Link<'_> {
                     front.effects = Some(effects);
                 }
             }
-            if let Err(end) = send_front(client.as_ref(), &mut inbox.bytes, at).await {
-                return end.into();
-            }
+            send_front(client.as_ref(), &mut inbox.bytes, at).await?;
             self.answered(read, slowed);
             self.room.notify_one();
         }

@@ -1,5 +1,6 @@
 //! The proxy: two directions of one connection, walking along the bytes by [`crate::session`] and carrying out what rules say.
 
+use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,7 +92,11 @@ impl Link<'_> {
     }
 
     /// Client to server.
-    async fn up(&self, mut client: ReadHalf<'_>, mut server: WriteHalf<'_>) -> End {
+    async fn up(
+        &self,
+        mut client: ReadHalf<'_>,
+        mut server: WriteHalf<'_>,
+    ) -> Result<Infallible, End> {
         let mut inbox = Inbox::default();
         let mut requests = Requests::default();
         loop {
@@ -99,20 +104,12 @@ impl Link<'_> {
                 Ok(0) => {
                     // The beginning of a command that will never be whole.
                     let rest = inbox.bytes.len();
-                    if let Err(end) = send_front_watching(
-                        server.as_ref(),
-                        &mut inbox.bytes,
-                        rest,
-                        client.as_ref(),
-                    )
-                    .await
-                    {
-                        return end.into();
-                    }
-                    return close(&mut server).await;
+                    send_front_watching(server.as_ref(), &mut inbox.bytes, rest, client.as_ref())
+                        .await?;
+                    return Err(close(&mut server).await);
                 }
                 Ok(_) => {}
-                Err(_) => return End::SourceGone,
+                Err(_) => return Err(End::SourceGone),
             }
             let read = Instant::now();
             let mut injected = Duration::ZERO;
@@ -122,33 +119,17 @@ impl Link<'_> {
                 match self.walk(&mut requests, &inbox.bytes, &mut at) {
                     Ok(Walked::Through) => break,
                     Ok(Walked::Full) => {
-                        if let Err(end) = send_front_watching(
-                            server.as_ref(),
-                            &mut inbox.bytes,
-                            at,
-                            client.as_ref(),
-                        )
-                        .await
-                        {
-                            return end.into();
-                        }
+                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                            .await?;
                         at = 0;
                         tokio::select! {
                             () = self.room.notified() => {}
-                            () = gone(client.as_ref()) => return End::SourceGone,
+                            () = gone(client.as_ref()) => return Err(End::SourceGone),
                         }
                     }
                     Ok(Walked::Discard(n)) => {
-                        if let Err(end) = send_front_watching(
-                            server.as_ref(),
-                            &mut inbox.bytes,
-                            at,
-                            client.as_ref(),
-                        )
-                        .await
-                        {
-                            return end.into();
-                        }
+                        send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref())
+                            .await?;
                         let _ = inbox.bytes.split_to(n);
                         at = 0;
                     }
@@ -167,21 +148,18 @@ impl Link<'_> {
                                 why.0
                             ),
                         );
-                        return End::lost();
+                        return Err(End::lost());
                     }
                     Ok(Walked::Request(request)) => {
                         let fired = self.evaluate(&request.command);
                         if !fired.is_empty() {
-                            if let Err(end) = send_front_watching(
+                            send_front_watching(
                                 server.as_ref(),
                                 &mut inbox.bytes,
                                 at,
                                 client.as_ref(),
                             )
-                            .await
-                            {
-                                return end.into();
-                            }
+                            .await?;
                             at = 0;
                             // What is held back is no longer on its way, and what came before it is.
                             self.times()
@@ -190,7 +168,7 @@ impl Link<'_> {
                         let held = Instant::now();
                         tokio::select! {
                             _ = serve_delays(&fired.delays, read) => {}
-                            () = gone(client.as_ref()) => return End::SourceGone,
+                            () = gone(client.as_ref()) => return Err(End::SourceGone),
                         }
                         injected += held.elapsed();
                         let verdict = match verdict(&fired) {
@@ -199,7 +177,7 @@ impl Link<'_> {
                                 let mut added = Added::default();
                                 added.way(read, injected);
                                 added.record(&self.origin.host.meter);
-                                return end;
+                                return Err(end);
                             }
                         };
                         let decided = requests.decide(
@@ -218,7 +196,7 @@ impl Link<'_> {
                                     let mut bytes = vec![];
                                     put_command(&mut bytes, replaced);
                                     if send(server.as_ref(), &bytes).await.is_err() {
-                                        return End::SinkGone;
+                                        return Err(End::SinkGone);
                                     }
                                 }
                             }
@@ -227,11 +205,7 @@ impl Link<'_> {
                     Err(why) => self.degrade("client", &why),
                 }
             }
-            if let Err(end) =
-                send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref()).await
-            {
-                return end.into();
-            }
+            send_front_watching(server.as_ref(), &mut inbox.bytes, at, client.as_ref()).await?;
             let asked = self.session().asked;
             self.times().sent(asked, read, injected);
         }
@@ -270,7 +244,11 @@ impl Link<'_> {
     }
 
     /// Server to client.
-    async fn down(&self, mut server: ReadHalf<'_>, mut client: WriteHalf<'_>) -> End {
+    async fn down(
+        &self,
+        mut server: ReadHalf<'_>,
+        mut client: WriteHalf<'_>,
+    ) -> Result<Infallible, End> {
         let mut inbox = Inbox::default();
         let host = &self.origin.host;
         let mut replies = Replies::new(host.addresses.clone(), host.upstream.ip());
@@ -282,7 +260,7 @@ impl Link<'_> {
             let read = Instant::now();
             let slowed = match self.pass_on(&mut inbox.bytes, &mut replies, &client).await {
                 Ok(slowed) => slowed,
-                Err(end) => return end,
+                Err(end) => return Err(end),
             };
             let (done, asked) = {
                 let session = self.session();
@@ -296,12 +274,10 @@ impl Link<'_> {
             }
             // What it said before it closed or died still arrives, be it half a message.
             let rest = inbox.bytes.len();
-            if let Err(end) = send_front(client.as_ref(), &mut inbox.bytes, rest).await {
-                return end.into();
-            }
+            send_front(client.as_ref(), &mut inbox.bytes, rest).await?;
             return match filled {
-                Some(Err(_)) => End::SourceGone,
-                _ => close(&mut client).await,
+                Some(Err(_)) => Err(End::SourceGone),
+                _ => Err(close(&mut client).await),
             };
         }
     }

@@ -331,6 +331,8 @@ fn usual(json: Json) -> Value {
         Json::Bool(b) => Value::Boolean(b),
         Json::Number(n) => match n.as_i64() {
             Some(n) => Value::Integer(n),
+            // More than an integer of RESP holds, and more than a double holds exactly.
+            None if n.is_u64() => Value::BigNumber(n.to_string()),
             None => Value::Double(n.as_f64().unwrap_or(f64::NAN)),
         },
         Json::String(text) => Value::Bulk(text.into()),
