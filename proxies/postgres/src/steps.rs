@@ -22,6 +22,9 @@ use crate::codec;
 use crate::formats::{Formatted, Wanted};
 use crate::values::{Param, decode, is_binary};
 
+/// How long the driver may take to read what is there.
+const SETTLING: Duration = Duration::from_millis(50);
+
 const SQL: ParamDoc = ParamDoc::req("sql", Kind::Text, "the statement");
 const PARAMS: ParamDoc = ParamDoc::opt(
     "params",
@@ -238,8 +241,9 @@ impl Session {
                 config.get_password()
             )
         );
-        let kept = endpoint.take_kept::<Session>(&key);
-        if let Some(session) = kept.filter(|s| !s.client.is_closed() && is_quiet(&s.socket)) {
+        if let Some(session) = endpoint.take_kept::<Session>(&key)
+            && session.settles().await
+        {
             return Ok(session);
         }
         let stream = dial(endpoint.addr).await.map_err(|e| io_failure(&e))?;
@@ -265,6 +269,25 @@ impl Session {
             socket,
             driver: std::sync::Mutex::new(Some(tokio::spawn(connection))),
         })
+    }
+
+    /// Is the connection open, with nothing said on it that answers nothing? The driver closes each statement behind its last use, and
+    /// what the server says to that may be on its way still.
+    async fn settles(&self) -> bool {
+        let deadline = Instant::now() + SETTLING;
+        loop {
+            if self.client.is_closed() {
+                return false;
+            }
+            if is_quiet(&self.socket) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            // The driver is another task of this runtime.
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Leaves the connection to the caller's next step.
