@@ -22,7 +22,7 @@ const USAGE: &str = "usage: cargo xtask <verb>
   test   the same for the tests (real servers and clients), then run everything; ends with `N passed, N failed`
   tidy   check the repository's own rules
   fuzz   <protocol> [seconds]: coverage-guided fuzzing of its proxy, with cargo-fuzz
-  bench  measure: what Faultbox costs where nothing is armed, where something is, and what others cost
+  bench  [server...] measure: what Faultbox costs where nothing is armed, where something is, and what others cost; of proxies in front of these servers only
 
   vm     [aarch64] [kernel]: run the specs of the kernel's side on Debian's kernel, or another, in a virtual machine of this or that processor
   ebpf   build the programs for the kernel anew, installing their compiler if it is missing; with --check, compare instead
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::run(),
         ["fuzz", protocol] => fuzz::run(protocol, None),
         ["fuzz", protocol, seconds] => fuzz::run(protocol, Some(seconds)),
-        ["bench"] => bench::run(),
+        ["bench", only @ ..] => bench::run(only),
         ["vm"] => vm::run(None),
         ["vm", "aarch64"] => vm::on_aarch64(None),
         ["vm", "aarch64", kernel] => vm::on_aarch64(Some(kernel)),

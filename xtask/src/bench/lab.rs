@@ -100,8 +100,6 @@ pub const SERVERS: &[Server] = &[
 impl Lab {
     /// Starts it all.
     pub fn open() -> Result<Lab> {
-        let dir = super::dir();
-        std::fs::create_dir_all(&dir).map_err(|e| Error::new(format!("{}: {e}", dir.display())))?;
         let quiet = Held::start("quiet")?;
         let ways = |to: &'static Server| -> Result<Ways> {
             let upstream = quiet.addr(&format!("BENCH_{}_DIRECT", to.variable))?;

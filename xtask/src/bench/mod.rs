@@ -22,29 +22,35 @@ use crate::{run, setup, specs};
 /// Interleaved blocks per comparison.
 const BLOCKS: usize = 7;
 
-/// Runs every comparison and prints the table.
-pub fn run() -> Result {
+/// Runs every comparison and prints the table; with names of servers, only the proxies in front of these.
+pub fn run(only: &[&str]) -> Result {
+    let known: Vec<String> = lab::SERVERS
+        .iter()
+        .map(|s| s.variable.to_lowercase())
+        .collect();
+    if let Some(unknown) = only.iter().find(|name| !known.iter().any(|k| k == *name)) {
+        return Err(Error::new(format!(
+            "there is no server `{unknown}`: {}",
+            known.join(", ")
+        )));
+    }
     setup::for_bench()?;
     peers::install()?;
     specs::build()?;
     let mut build = run::cargo();
     build.args(["build", "--release", "--package", "faultbox-bench"]);
     run::must(&mut build)?;
+    let dir = dir();
+    std::fs::create_dir_all(&dir).map_err(|e| Error::new(format!("{}: {e}", dir.display())))?;
     let load = load();
     let mut table = Table::default();
-    tracing::measure(&mut table)?;
-    let lab = lab::Lab::open()?;
-    syscalls::pwrite(&lab, &mut table)?;
-    syscalls::pgbench(&lab, &mut table)?;
-    delays::measure(&lab, &mut table)?;
-    proxies::measure(&lab, &mut table)?;
-    proxies::idle(&lab, &mut table)?;
-    let [quiet, calls, counted, rules] = lab.close()?;
-    syscalls::decisions(&calls, &counted, &mut table);
-    proxies::own_share(&quiet, &rules, &mut table);
-    runs::arming(&mut table)?;
-    runs::empty(&mut table)?;
-    runs::matrix(&mut table)?;
+    if only.is_empty() {
+        everything(&mut table)?;
+    } else {
+        let lab = lab::Lab::open()?;
+        proxies::measure(&lab, only, &mut table)?;
+        lab.close()?;
+    }
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let head = format!(
         "{cores} cores, Linux {}, load {load} before and {} after; medians of {BLOCKS} interleaved blocks; noise is half the interquartile range",
@@ -53,10 +59,26 @@ pub fn run() -> Result {
     );
     let text = format!("{head}\n\n{table}");
     println!("\n{text}");
-    let path = dir().join("bench.md");
+    let path = dir.join("bench.md");
     std::fs::write(&path, text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
     println!("written to {}", path.display());
     Ok(true)
+}
+
+fn everything(table: &mut Table) -> Result<()> {
+    tracing::measure(table)?;
+    let lab = lab::Lab::open()?;
+    syscalls::pwrite(&lab, table)?;
+    syscalls::pgbench(&lab, table)?;
+    delays::measure(&lab, table)?;
+    proxies::measure(&lab, &[], table)?;
+    proxies::idle(&lab, table)?;
+    let [quiet, calls, counted, rules] = lab.close()?;
+    syscalls::decisions(&calls, &counted, table);
+    proxies::own_share(&quiet, &rules, table);
+    runs::arming(table)?;
+    runs::empty(table)?;
+    runs::matrix(table)
 }
 
 /// Where everything goes that a benchmark writes; the specs name it too.

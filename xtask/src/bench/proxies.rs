@@ -102,9 +102,13 @@ fn sides(lab: &Lab, ways: &Ways) -> Result<Vec<Side>> {
     Ok(sides)
 }
 
-/// Every protocol, every way.
-pub fn measure(lab: &Lab, table: &mut Table) -> Result<()> {
+/// Every protocol, every way; with names of servers, only these.
+pub fn measure(lab: &Lab, only: &[&str], table: &mut Table) -> Result<()> {
     for ways in &lab.ways {
+        let name = ways.to.variable.to_lowercase();
+        if !only.is_empty() && !only.contains(&name.as_str()) {
+            continue;
+        }
         compare(ways.to, &sides(lab, ways)?, table)?;
     }
     Ok(())
