@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::certificates::Certificates;
-use super::fleet::{Fleet, LocalPorts, Sources};
+use super::fleet::{Fleet, LocalPorts, Sources, Threads};
 use super::host::{self, Managed, Parts, TestHost};
 use super::isolation::{Network, cgroup, netns};
 use super::janitor::note_network;
@@ -205,6 +205,11 @@ fn failed(job: &Job, began: Instant, reason: Reason) -> TestReport {
     TestReport::bare(job.test.clone(), job.seed, Outcome::Error, reason, took)
 }
 
+/// How many threads carry steps.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().min(4))
+}
+
 fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
 }
@@ -262,12 +267,12 @@ impl<'a> Conductor<'a> {
             return failed(self.job, self.began, reason);
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().min(4)))
-            .thread_name("proxies")
+            .worker_threads(cores())
+            .thread_name("steps")
             .enable_all()
             .build();
-        let runtime = match runtime {
-            Ok(runtime) => runtime,
+        let (runtime, threads) = match runtime.and_then(|r| Ok((r, Threads::start()?))) {
+            Ok(both) => both,
             Err(e) => {
                 let reason = Reason::new(format!("cannot start threads: {e}"), Blame::Environment);
                 return failed(self.job, self.began, reason);
@@ -283,7 +288,7 @@ impl<'a> Conductor<'a> {
             self.tally = Some(Arc::new(Tally::new(Some((self.events.clone(), wanted)))));
             self.streams.extend(activity::STREAMS);
         }
-        let report = match self.prepare(&spec, &ports, runtime.handle()) {
+        let report = match self.prepare(&spec, &ports, runtime.handle(), &threads) {
             Ok(host) => self.carry_out(&spec, &test, Arc::new(host)),
             Err(reason) => failed(self.job, self.began, reason),
         };
@@ -298,6 +303,7 @@ impl<'a> Conductor<'a> {
         spec: &Arc<LoadedSpec>,
         ports: &LocalPorts,
         runtime: &tokio::runtime::Handle,
+        threads: &Threads,
     ) -> Result<TestHost, Reason> {
         let topology = Arc::new(spec.topology().clone());
         let sources = Arc::new(Sources::default());
@@ -314,7 +320,7 @@ impl<'a> Conductor<'a> {
             .map(Arc::new)
             .map_err(|e| Reason::new(format!("certificates: {e}"), Blame::Environment))?;
         let fleet = Fleet::start(
-            runtime,
+            threads,
             &topology,
             ports,
             &self.events,

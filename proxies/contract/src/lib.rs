@@ -12,6 +12,7 @@ pub mod doc;
 pub mod duration;
 pub mod glob;
 pub mod kept;
+pub mod lanes;
 pub mod meter;
 pub mod protocol;
 pub mod rule;
@@ -24,6 +25,7 @@ pub use args::Arg;
 pub use doc::{ActionDoc, Kind, ParamDoc, ProtocolDoc, StepDoc};
 pub use glob::{Dialect, Glob};
 pub use kept::Kept;
+pub use lanes::{Lanes, Seat};
 pub use meter::Meter;
 pub use protocol::{
     BoxFuture, Endpoint, EventSink, Protocol, ProxyEvent, ProxyHost, SourceLookup, Transport,

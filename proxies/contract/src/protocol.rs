@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::addresses::Addresses;
 use crate::doc::ProtocolDoc;
 use crate::kept::Kept;
+use crate::lanes::Lanes;
 use crate::meter::Meter;
 use crate::rule::{ArgError, CheckedRule, RuleSet};
 use crate::step::{CheckedStep, Response};
@@ -135,6 +136,8 @@ pub struct ProxyHost {
     /// Where consumers reach what this server advertises; empty where the kernel leads connections to their proxies, and nothing
     /// need be rewritten.
     pub addresses: Arc<Addresses>,
+    /// The threads that carry its connections.
+    pub lanes: Lanes,
 }
 
 /// Something a proxy did or saw.

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use faultbox_contract::{ProxyEvent, ProxyHost};
+use faultbox_contract::{ProxyEvent, ProxyHost, Seat};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -72,11 +72,14 @@ where
                     rest = FIRST_REST;
                     let origin = Origin::new(host.clone(), peer, tls.clone());
                     let handle = handle.clone();
-                    connections.spawn(async move {
+                    let carry = move |client| async move {
                         if let Some(conn) = connect(client, origin).await {
                             handle(conn).await;
                         }
-                    });
+                    };
+                    if let Err(e) = carried(client, host.lanes.seat(), carry, &mut connections) {
+                        emit(&host, "proxy_accept_failed", &e);
+                    }
                 }
                 // The client gave up between its SYN and our accept: its business, not the listener's.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -90,9 +93,11 @@ where
                 }
             },
             // Reaping keeps the set as small as the number of live connections.
-            Some(over) = connections.join_next() => if let Err(panicked) = over {
+            Some(over) = connections.join_next() => match over {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => emit(&host, "proxy_accept_failed", &e),
                 // To its client this looks as if the server had hung up.
-                emit(&host, "proxy_failed", &io::Error::other(format!("a connection was lost: {panicked}")));
+                Err(panicked) => emit(&host, "proxy_failed", &io::Error::other(format!("a connection was lost: {panicked}"))),
             }
         }
     }
@@ -109,6 +114,37 @@ fn listen(host: &ProxyHost) -> io::Result<TcpListener> {
     let listener = listener.try_clone()?;
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
+}
+
+/// Has the connection carried on the thread of its seat, until it ends.
+fn carried<Fut>(
+    client: TcpStream,
+    seat: Option<Seat>,
+    carry: impl FnOnce(TcpStream) -> Fut + Send + 'static,
+    connections: &mut JoinSet<io::Result<()>>,
+) -> io::Result<()>
+where
+    Fut: Future<Output = ()> + Send,
+{
+    let Some(thread) = seat.as_ref().and_then(Seat::elsewhere).cloned() else {
+        connections.spawn(async move {
+            carry(client).await;
+            drop(seat);
+            Ok(())
+        });
+        return Ok(());
+    };
+    // A socket belongs to the runtime that watches it.
+    let client = client.into_std()?;
+    connections.spawn_on(
+        async move {
+            carry(TcpStream::from_std(client)?).await;
+            drop(seat);
+            Ok(())
+        },
+        &thread,
+    );
+    Ok(())
 }
 
 /// Dials the upstream; a client that is reset meanwhile ends the attempt.

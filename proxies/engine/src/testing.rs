@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use faultbox_contract::{
-    Address, Addresses, Arg, ArgError, ArmedRule, EventSink, Meter, Protocol, ProxyEvent,
+    Address, Addresses, Arg, ArgError, ArmedRule, EventSink, Lanes, Meter, Protocol, ProxyEvent,
     ProxyHost, RuleSet, RuleSpec, SourceLookup, Tls, Transport,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -319,6 +319,7 @@ impl Harness {
             sink: events.clone(),
             sources: sources.clone(),
             addresses: Arc::default(),
+            lanes: Lanes::default(),
         };
         Harness {
             addr: bound.addr,

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 
 use faultbox_contract::{
-    Arg, ArmedRule, EventSink, ProxyEvent, ProxyHost, RuleSet, RuleSpec, SourceLookup, Transport,
+    Arg, ArmedRule, EventSink, Lanes, ProxyEvent, ProxyHost, RuleSet, RuleSpec, SourceLookup, Transport,
 };
 
 use faultbox_traffic::{Carrier, Said, Traffic};
@@ -179,6 +179,7 @@ fn serve(traffic: &Traffic, rules: usize, upstream: SocketAddr) -> SocketAddr {
         sink: Arc::new(Silence),
         sources: Arc::new(Nobody),
         addresses: Arc::default(),
+        lanes: Lanes::default(),
     };
     tokio::spawn(traffic.protocol.serve(host));
     address.expect("it has an address")

@@ -2,6 +2,7 @@
 
 pub mod ports;
 pub mod source;
+pub mod threads;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::run::certificates::Certificates;
 
 pub use ports::LocalPorts;
 pub use source::Sources;
+pub use threads::Threads;
 
 /// The protocol of this canonical name.
 pub fn protocol(name: &str) -> Option<&'static dyn Protocol> {
@@ -50,13 +52,13 @@ struct Proxy {
 }
 
 impl Fleet {
-    /// Starts a proxy for every interface that has one. With `redirected`, the kernel leads services to the proxies whatever address
+    /// Starts a proxy for every interface that has one, on `threads`. With `redirected`, the kernel leads services to the proxies whatever address
     /// they are told, so nothing that a server advertises need be replaced.
     ///
     /// # Errors
     /// An interface whose listener or protocol is missing: a defect of ours, as a lower-case fragment.
     pub fn start(
-        runtime: &tokio::runtime::Handle,
+        threads: &Threads,
         topology: &Topology,
         ports: &LocalPorts,
         events: &Arc<EventLog>,
@@ -97,12 +99,14 @@ impl Fleet {
                     }),
                     sources: sources.clone(),
                     addresses: addresses.clone(),
+                    lanes: threads.lanes().homed(fleet.proxies.len()),
                 };
+                let home = host.lanes.home().ok_or("the proxies have no threads")?.clone();
                 let proxy = Proxy {
                     protocol: interface.protocol,
                     rules,
                     meter,
-                    task: runtime.spawn(protocol.serve(host)),
+                    task: home.spawn(protocol.serve(host)),
                 };
                 fleet
                     .proxies
