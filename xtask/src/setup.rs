@@ -292,6 +292,11 @@ const BENCH: &[Need] = &[
         "libnginx-mod-stream",
         "another: nginx for byte streams",
     ),
+    need(
+        Program("fiu-run"),
+        "fiu-utils",
+        "it injects faults into functions of the C library, by LD_PRELOAD",
+    ),
 ];
 
 /// Makes sure that building, testing and the bench work.

@@ -3,6 +3,7 @@
 //! Each load prints one line of JSON on standard output when it is done; times are in microseconds.
 
 mod canned;
+mod floor;
 mod lab;
 mod load;
 mod pwrite;
@@ -29,6 +30,8 @@ const USAGE: &str = "usage: faultbox-bench <what>
                                           PACE: each connection's next at once when the last one is answered (default); so long
                                           after that (1000us); or so many a second over all of them (10000/s)
   pwrite FILE CALLS                       a busy loop of 64-byte pwrite(2) calls
+  tracepoints -- COMMAND                  runs it while programs that do nothing are attached to where all system calls begin and end
+  notified -- COMMAND                     runs it with every pwrite(2) trapped, and lets each go on at once
   canned-server TRAFFIC SERVICE           answers it, at FAULTBOX_<SERVICE>_MAIN_ADDR
   lab NAME DIR                            a service that measures from the inside, at FAULTBOX_<NAME>_HTTP_ADDR; files go to DIR";
 
@@ -76,6 +79,8 @@ fn run(words: &[&str]) -> Result<(), String> {
             println!("{report}");
             Ok(())
         }
+        ["tracepoints", "--", command @ ..] => floor::tracepoints(command),
+        ["notified", "--", command @ ..] => floor::notified(command),
         ["lab", name, dir] => lab::run(name, Path::new(dir)),
         _ => Err("say what to do".into()),
     }

@@ -6,7 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 
 use faultbox_contract::{
-    Arg, ArmedRule, EventSink, Lanes, ProxyEvent, ProxyHost, RuleSet, RuleSpec, SourceLookup, Transport,
+    Arg, ArmedRule, EventSink, Lanes, ProxyEvent, ProxyHost, RuleSet, RuleSpec, SourceLookup,
+    Transport,
 };
 
 use faultbox_traffic::{Carrier, Said, Traffic};

@@ -19,7 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program that serves, relays and loads.
 pub fn tool() -> Command {
-    Command::new(specs::target().join("release/faultbox-bench"))
+    Command::new(tool_path())
+}
+
+/// Where it is.
+pub fn tool_path() -> String {
+    let path = specs::target().join("release/faultbox-bench");
+    path.display().to_string()
 }
 
 /// Everything that is alive.
@@ -30,6 +36,10 @@ pub struct Lab {
     /// Under strace, which injects a fault that never comes.
     pub strace_server: Native,
     pub strace_postgres: Native,
+    /// Under libfiu, which injects a fault that never comes.
+    pub fiu_server: Native,
+    /// Under the barest supervisor of trapped calls.
+    pub notified_server: Native,
     /// `faultbox test`, nothing armed.
     pub quiet: Held,
     /// `faultbox test`, faults on calls armed whose path never matches.
@@ -115,6 +125,8 @@ impl Lab {
             native_postgres: Native::postgres("native", &[])?,
             strace_server: Native::server("strace", &STRACE)?,
             strace_postgres: Native::postgres("strace", &STRACE)?,
+            fiu_server: Native::server("fiu", &FIU)?,
+            notified_server: Native::server("notified", &[&tool_path(), "notified", "--"])?,
             ways: SERVERS.iter().map(ways).collect::<Result<_>>()?,
             calls: Held::start("calls")?,
             counted: Held::start("counted")?,
@@ -145,6 +157,14 @@ const STRACE: [&str; 8] = [
     "--trace=write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg",
     "-e",
     "inject=write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg:error=EIO:when=65535",
+];
+
+/// Never injects, either.
+const FIU: [&str; 4] = [
+    "fiu-run",
+    "-x",
+    "-c",
+    "enable_random name=posix/io/rw/pwrite,probability=0",
 ];
 
 /// A program that may have as many descriptors as a thousand connections take: a relay has six for each. The shell becomes the program.
@@ -218,8 +238,7 @@ impl Relay {
     fn start(upstream: SocketAddr) -> Result<Relay> {
         let addr = free()?;
         let args = ["relay", &addr.to_string(), &upstream.to_string()];
-        let program = specs::target().join("release/faultbox-bench");
-        let process = start(roomy(program).args(args), Stdio::null())?;
+        let process = start(roomy(tool_path()).args(args), Stdio::null())?;
         await_listener(addr)?;
         Ok(Relay { addr, process })
     }
@@ -242,13 +261,19 @@ enum Kind {
 impl Native {
     /// The HTTP server that measures from the inside, too.
     pub fn server(name: &str, under: &[&str]) -> Result<Native> {
-        let tool = specs::target().join("release/faultbox-bench");
-        Native::start(Kind::Server, name, under, &tool, |command, addr, _| {
-            command.args(["lab", name]).arg(super::dir()).env(
-                format!("FAULTBOX_{}_HTTP_ADDR", name.to_uppercase()),
-                addr.to_string(),
-            );
-        })
+        let tool = tool_path();
+        Native::start(
+            Kind::Server,
+            name,
+            under,
+            Path::new(&tool),
+            |command, addr, _| {
+                command.args(["lab", name]).arg(super::dir()).env(
+                    format!("FAULTBOX_{}_HTTP_ADDR", name.to_uppercase()),
+                    addr.to_string(),
+                );
+            },
+        )
     }
 
     /// PostgreSQL, as the example has it.

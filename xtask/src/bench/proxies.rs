@@ -61,6 +61,8 @@ struct Side {
     pids: Vec<u32>,
     /// Is it Faultbox's? Only those have goals.
     ours: bool,
+    /// A block has one of so many of the others' requests.
+    share: u64,
 }
 
 /// Where [`sides`] puts the way without a proxy, and the one through the bare relay.
@@ -75,6 +77,7 @@ fn sides(lab: &Lab, ways: &Ways) -> Result<Vec<Side>> {
         addr,
         pids,
         ours,
+        share: 1,
     };
     let direct = lab.quiet.addr(&format!("{proxied}_DIRECT"))?;
     let relay = &ways.relay;
@@ -94,11 +97,10 @@ fn sides(lab: &Lab, ways: &Ways) -> Result<Vec<Side>> {
             true,
         ),
     ];
-    sides.extend(
-        ways.peers
-            .iter()
-            .map(|peer| side(peer.kind.name(), peer.addr, vec![peer.pid()], false)),
-    );
+    sides.extend(ways.peers.iter().map(|peer| Side {
+        share: peer.kind.share_of_load(),
+        ..side(peer.kind.name(), peer.addr, vec![peer.pid()], false)
+    }));
     Ok(sides)
 }
 
@@ -139,6 +141,7 @@ fn compare(server: &Server, sides: &[Side], table: &mut Table) -> Result<()> {
                 let i = (turn + block) % sides.len();
                 let (side, seen) = (&sides[i], &mut seen[i]);
                 let addr = side.addr.to_string();
+                let requests = requests / side.share;
                 let (connections, requests) = (connections.to_string(), requests.to_string());
                 let mut args = load_of.to_vec();
                 args.push(&addr);
@@ -186,12 +189,10 @@ fn report(at: &str, setting: Setting, sides: &[Side], seen: &[Seen], table: &mut
     let (direct, relay) = (&seen[DIRECT], &seen[RELAY]);
     let beyond = |side: &Samples, base: &Samples| side.per(base, |side, base| side - base);
     let share = |side: &Samples, base: &Samples| side.per(base, |side, base| side / base);
-    // Block by block, as all ratios.
     let peers = sides.iter().zip(seen).skip(RELAY + 1);
     let fastest = peers
         .filter(|(side, _)| !side.ours)
-        .map(|(_, seen)| seen.per_s.clone())
-        .reduce(|best, next| best.per(&next, f64::max));
+        .max_by(|(_, a), (_, b)| a.per_s.median().total_cmp(&b.per_s.median()));
     let mut lines = vec![];
     for (i, (side, seen)) in sides.iter().zip(seen).enumerate() {
         let shown = |samples: &Samples, of: &str| match i {
@@ -254,13 +255,13 @@ fn report(at: &str, setting: Setting, sides: &[Side], seen: &[Seen], table: &mut
                 LEAST_OF_RELAY,
                 format!("{} requests/s", show(seen.per_s.median())),
             );
-            if let Some(best) = &fastest {
+            if let Some((peer, best)) = fastest {
                 goal(
                     "requests/s of the fastest peer's",
-                    share(&seen.per_s, best),
+                    share(&seen.per_s, &best.per_s),
                     "×",
                     ABOVE_PEERS,
-                    format!("{} requests/s", show(best.median())),
+                    format!("{}, {} requests/s", peer.name, show(best.per_s.median())),
                 );
             }
         }

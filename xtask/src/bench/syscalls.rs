@@ -27,12 +27,15 @@ pub fn pwrite(lab: &Lab, table: &mut Table) -> Result<()> {
         (lab.quiet.addr("BENCH_HTTP_DIRECT")?, CALLS),
         (lab.calls.addr("BENCH_HTTP_DIRECT")?, CALLS_TRAPPED),
         (lab.counted.addr("BENCH_HTTP_DIRECT")?, CALLS_TRAPPED),
+        (lab.notified_server.addr, CALLS_TRAPPED),
         (lab.strace_server.addr, CALLS_TRACED),
+        (lab.fiu_server.addr, CALLS),
     ];
-    let [native, quiet, calls, counted, strace] = interleaved(sides, |(addr, calls)| {
-        let report = get(addr, &format!("/pwrite?calls={calls}"))?;
-        number(&report, &["per_call_us"])
-    })?;
+    let [native, quiet, calls, counted, notified, strace, fiu] =
+        interleaved(sides, |(addr, calls)| {
+            let report = get(addr, &format!("/pwrite?calls={calls}"))?;
+            number(&report, &["per_call_us"])
+        })?;
     let speed = |side: &Samples| native.per(side, |native, side| native / side);
     let each = |side: &Samples| format!("{} µs a call", show(side.median()));
     table.row(
@@ -45,7 +48,9 @@ pub fn pwrite(lab: &Lab, table: &mut Table) -> Result<()> {
     for (what, side) in [
         ("fault armed, its path never matches", &calls),
         ("fault armed, its counter never gets there", &counted),
+        ("a bare loop that lets every call go on", &notified),
         ("strace -f -e inject, never injecting", &strace),
+        ("libfiu, never injecting", &fiu),
     ] {
         table.row(
             format!("pwrite loop, {what}: speed of native"),

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::lab::{Native, get, load, start};
+use super::lab::{Native, get, load, start, tool_path};
 use super::stats::Samples;
 use super::syscalls::{CALLS, CALLS_TRACED, bench, tps};
 use super::table::{Goal, Table, show};
@@ -92,14 +92,17 @@ pub fn measure(table: &mut Table) -> Result<()> {
     let trace = [&faultbox, "trace", "--output", "/dev/null"];
     let traced = [&trace[..], &["--"]].concat();
     let streamed = [&trace[..], &["--events", "/dev/null", "--"]].concat();
+    let tool = tool_path();
+    let nothing = [&tool, "tracepoints", "--"];
     let strace = ["strace", "-f", "-c", "-o", "/dev/null"];
-    let ways: [(&str, &[&str], u64); 4] = [
+    let ways: [(&str, &[&str], u64); 5] = [
         ("native", &[], CALLS),
         ("traced", &traced, CALLS),
         ("streamed", &streamed, CALLS),
+        ("nothing", &nothing, CALLS),
         ("strace", &strace, CALLS_TRACED),
     ];
-    let mut sides: [Side; 4] = Default::default();
+    let mut sides: [Side; 5] = Default::default();
     let mut beside = Samples::default();
     for block in 0..BLOCKS {
         beside.push(bystander(&trace)?);
@@ -110,7 +113,12 @@ pub fn measure(table: &mut Table) -> Result<()> {
         }
     }
     let [native, others @ ..] = &sides;
-    let names = ["traced", "traced, every event streamed", "strace -f -c"];
+    let names = [
+        "traced",
+        "traced, every event streamed",
+        "programs that do nothing at the same tracepoints",
+        "strace -f -c",
+    ];
     for (side, name) in others.iter().zip(names) {
         let (kept, added) = match name {
             "traced" => (KEPT, ADDED),

@@ -101,7 +101,11 @@ impl Fleet {
                     addresses: addresses.clone(),
                     lanes: threads.lanes().homed(fleet.proxies.len()),
                 };
-                let home = host.lanes.home().ok_or("the proxies have no threads")?.clone();
+                let home = host
+                    .lanes
+                    .home()
+                    .ok_or("the proxies have no threads")?
+                    .clone();
                 let proxy = Proxy {
                     protocol: interface.protocol,
                     rules,

@@ -17,9 +17,9 @@ use serde_json::{Map, Value};
 
 use crate::events::EventLog;
 use crate::plan::{IoUring, SyscallAction};
-use crate::sys::hurry::Hurry;
+use crate::sys::hurry::raise;
 use crate::sys::seccomp::{Answer, Listener, Notification};
-use crate::sys::wake::{PollSet, Waker, exact_timers};
+use crate::sys::wake::{PollSet, Waker, exact_timers, this_thread};
 use crate::sys::{names, procfs};
 
 use super::call::Call;
@@ -186,8 +186,9 @@ pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<std::thread::JoinHa
         let shared = shared.clone();
         move || {
             exact_timers();
-            // Who has trapped waits for this thread, and the CPUs may be busy with others.
-            let _hurry = Hurry::begin();
+            // Who has trapped waits for this thread, and the CPUs may be busy with others. SCHED_FIFO, which goes before all of them,
+            // takes longer to switch to and from: half a microsecond a call, and more where CPUs are busy.
+            raise(this_thread());
             let mut state = Loop::new(shared.clone());
             let ended = catch_unwind(AssertUnwindSafe(|| state.run()));
             shared.running.store(false, Ordering::Release);
