@@ -120,8 +120,19 @@ pub fn is_filtered(tid: i32) -> bool {
 
 /// The system call that thread `tid` sleeps in; `None` if it runs, or is not ours to see.
 pub fn sleeping_in(tid: i32) -> Option<i64> {
+    sleeping_call(tid).map(|(nr, _)| nr)
+}
+
+/// The same with its arguments (`syscall` in proc_pid_syscall(5)).
+pub fn sleeping_call(tid: i32) -> Option<(i64, [u64; 6])> {
     let line = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
-    line.split(' ').next()?.parse().ok().filter(|nr| *nr >= 0)
+    let mut words = line.split(' ');
+    let nr = words.next()?.parse().ok().filter(|nr| *nr >= 0)?;
+    let mut args = [0; 6];
+    for arg in &mut args {
+        *arg = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+    }
+    Some((nr, args))
 }
 
 /// Does a signal wait to be delivered to thread `tid`?

@@ -15,6 +15,7 @@ use crate::sys::seccomp::{self, Listener};
 use crate::sys::{memory, names, pidfd, procfs, wake};
 
 use super::ArmError;
+use super::asleep::Asleep;
 use super::notify::Shared;
 
 /// By when every process must stand still. Generous: threads of an overloaded machine need CPU time to stop.
@@ -131,7 +132,9 @@ fn trace(
             .filter(|nr| !numbers.contains(nr))
             .collect();
     }
+    let asleep = Asleep::before(shared, trapped);
     tracees.stop_all(shared, deadline)?;
+    let let_through = asleep.still(&tracees.stopped());
     let (ready, late) = tracees.processes();
     if ready.is_empty() && late.is_empty() {
         return Err(ArmError::new(format!(
@@ -184,7 +187,7 @@ fn trace(
             }
         }
     }
-    shared.decided(tracees.decided(trapped));
+    shared.decided(let_through);
     in_force(listeners);
     tracees.detach_stopped();
     // The parents of vfork(2), which cannot stop before their child lets them go; they trap before their next call.
@@ -470,18 +473,9 @@ impl Tracees {
             .collect()
     }
 
-    /// The calls in which threads stand that were trapped, and let through, before they were interrupted: they trap once more.
-    fn decided(&self, trapped: &BTreeSet<i64>) -> Vec<(i32, i64, [u64; 6])> {
-        if trapped.is_empty() {
-            return vec![];
-        }
+    fn stopped(&self) -> BTreeSet<i32> {
         let stopped = self.threads.iter().filter(|(_, t)| t.stopped);
-        stopped
-            .filter_map(|(tid, _)| {
-                let (nr, args) = ptrace::interrupted_call(*tid)?;
-                trapped.contains(&nr).then_some((*tid, nr, args))
-            })
-            .collect()
+        stopped.map(|(tid, _)| *tid).collect()
     }
 
     fn detach_stopped(&mut self) {

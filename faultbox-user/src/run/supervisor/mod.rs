@@ -3,6 +3,7 @@
 //! README.md beside this file tells a maintainer how it works.
 
 mod arming;
+mod asleep;
 mod call;
 pub mod cut;
 mod decide;

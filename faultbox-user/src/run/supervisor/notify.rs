@@ -3,7 +3,7 @@
 //! Between the receipt of a call and its answer nothing blocks, logs or (unless a rule's filter has to look at the process)
 //! allocates. Delays are absolute deadlines in [`Loop::sleeping`], served by the same poll that waits for calls.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -51,6 +51,12 @@ enum Command {
     Requeue(Vec<i32>, SyncSender<()>),
     /// These calls have been let through before, and come again: thread, number, arguments.
     Decided(Vec<(i32, i64, [u64; 6])>),
+    /// From now on, keep in mind of which threads calls are received.
+    Watch(SyncSender<()>),
+    /// Tell them, once nothing waits to be received.
+    Heard(SyncSender<HashSet<i32>>),
+    /// Forget them.
+    Unwatch,
     /// Close all listeners.
     Release(SyncSender<()>),
     /// Cut short what sleeps on this rule.
@@ -94,17 +100,38 @@ impl Shared {
     }
 
     fn command_and_wait(&self, make: impl FnOnce(SyncSender<()>) -> Command) -> bool {
-        let (done, wait) = sync_channel(1);
-        self.command(make(done));
+        self.ask(make).is_some()
+    }
+
+    /// The loop's answer; `None` if it has none, or is dead.
+    fn ask<T>(&self, make: impl FnOnce(SyncSender<T>) -> Command) -> Option<T> {
+        let (tell, told) = sync_channel(1);
+        self.command(make(tell));
         let deadline = Instant::now() + COMMAND_DEADLINE;
         while self.running.load(Ordering::Acquire) && Instant::now() < deadline {
-            match wait.recv_timeout(Duration::from_millis(50)) {
-                Ok(()) => return true,
+            match told.recv_timeout(Duration::from_millis(50)) {
+                Ok(answer) => return Some(answer),
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return false,
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return None,
             }
         }
-        false
+        None
+    }
+
+    /// Has the loop keep in mind of which threads it receives calls; `false` if it is dead.
+    pub(super) fn watch(&self) -> bool {
+        self.command_and_wait(Command::Watch)
+    }
+
+    /// The threads that calls have been received of since [`Shared::watch`], all that waited to be received included; `None` if too many
+    /// do to wait for.
+    pub(super) fn heard(&self) -> Option<HashSet<i32>> {
+        self.ask(Command::Heard)
+    }
+
+    /// Ends that.
+    pub(super) fn unwatch(&self) {
+        self.command(Command::Unwatch);
     }
 
     /// Serves these listeners from now on.
@@ -244,6 +271,10 @@ struct Loop {
     requeued: HashMap<i32, (Instant, Sleeping)>,
     /// Calls that were let through before a stop interrupted them, by thread.
     decided: HashMap<i32, Decided>,
+    /// The threads that calls have been received of, while somebody wants to know.
+    heard: Option<HashSet<i32>>,
+    /// Who waits to be told of them, and how many more calls may be served first.
+    asked: Option<(SyncSender<HashSet<i32>>, u32)>,
     decision: Decision,
     /// How late the timer has woken this thread of late, which the next wait is shortened by.
     lateness: Duration,
@@ -252,6 +283,9 @@ struct Loop {
 /// From a call's trap to its receipt here, and from the answer to the program's next instruction: what a delay lasts longer
 /// than its deadline says.
 const TRIP: Duration = Duration::from_micros(20);
+
+/// How many calls may come before a service is too busy to say what it waits in: more than it has threads.
+const MOST_SERVED: u32 = 4096;
 
 /// The most that a wait is shortened by: beyond it the machine is merely overloaded.
 const MOST_LATENESS: Duration = Duration::from_micros(150);
@@ -267,6 +301,8 @@ impl Loop {
             next: 0,
             requeued: HashMap::new(),
             decided: HashMap::new(),
+            heard: None,
+            asked: None,
             decision: Decision::default(),
             lateness: Duration::ZERO,
         }
@@ -284,7 +320,10 @@ impl Loop {
             }
             let due = self.sleeping.first_key_value().map(|((at, _), _)| *at);
             let aim = due.map(|at| at.checked_sub(self.lateness).unwrap_or(at));
-            let timeout = aim.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = match self.asked {
+                Some(_) => Some(Duration::ZERO),
+                None => aim.map(|at| at.saturating_duration_since(Instant::now())),
+            };
             self.poll.wait(timeout)?;
             if let (Some(aim), Some(timeout)) = (aim, timeout)
                 && !timeout.is_zero()
@@ -293,9 +332,10 @@ impl Loop {
             }
             self.wake_due();
             // Calls first: a command may replace the listeners that the poll was about.
-            let mut gone = false;
+            let (mut gone, mut served) = (false, 0);
             for index in 0..self.listeners.len() {
                 if self.poll.readable(index + 1) {
+                    served += 1;
                     gone |= !self.serve(index);
                 } else if self.poll.hung_up(index + 1) {
                     gone = true;
@@ -304,9 +344,22 @@ impl Loop {
             if gone {
                 self.drop_dead_listeners();
             }
+            self.tell_heard(served);
             if self.poll.readable(0) && self.obey() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Answers who asked what has been heard, if so many calls were all that there was to serve.
+    fn tell_heard(&mut self, served: u32) {
+        let Some((tell, left)) = self.asked.take() else {
+            return;
+        };
+        if served == 0 {
+            let _ = tell.try_send(self.heard.clone().unwrap_or_default());
+        } else if let Some(left) = left.checked_sub(served) {
+            self.asked = Some((tell, left));
         }
     }
 
@@ -336,6 +389,9 @@ impl Loop {
             Ok(None) => return true,
             Err(_) => return false,
         };
+        if let Some(heard) = &mut self.heard {
+            heard.insert(notification.tid);
+        }
         let began = Instant::now();
         if !self.requeued.is_empty() && self.resume(index, &notification) {
             return true;
@@ -514,6 +570,12 @@ impl Loop {
                         }
                     }
                 }
+                Some(Command::Watch(done)) => {
+                    self.heard = Some(HashSet::new());
+                    let _ = done.try_send(());
+                }
+                Some(Command::Heard(tell)) => self.asked = Some((tell, MOST_SERVED)),
+                Some(Command::Unwatch) => self.heard = None,
                 Some(Command::Release(done)) => {
                     // Sleepers hold their listener too; any left belong to threads that are gone.
                     self.sleeping.clear();
