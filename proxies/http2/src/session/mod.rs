@@ -9,6 +9,7 @@ mod act;
 mod frames;
 mod greet;
 mod lane;
+mod numbers;
 mod stream;
 
 use std::collections::{HashMap, VecDeque};
@@ -24,6 +25,7 @@ use crate::codec::hpack::{self, Field};
 use crate::codec::{self, HEAD, Head, Malformed, SMALLEST_MAX_FRAME, flag, kind};
 use crate::rules::Flavour;
 use crate::upgrade::Hello;
+use numbers::Numbers;
 use stream::Stream;
 
 /// The most that delays and throttles hold of one direction before reading more of it pauses. Windows bound what a peer may send,
@@ -154,9 +156,9 @@ pub struct Session<'a> {
     asking: Option<usize>,
     /// What is to be done to its answer, once that is HTTP/2.
     asked: Option<Fired>,
-    streams: HashMap<u32, Stream>,
+    streams: HashMap<u32, Stream, Numbers>,
     /// The client's number of streams that have another at the server.
-    translated: HashMap<u32, u32>,
+    translated: HashMap<u32, u32, Numbers>,
     /// Streams that rules have ended, oldest first.
     ended: VecDeque<u32>,
     last_client: u32,
@@ -199,8 +201,8 @@ impl<'a> Session<'a> {
             hello: Hello::default(),
             asking: None,
             asked: None,
-            streams: HashMap::new(),
-            translated: HashMap::new(),
+            streams: HashMap::default(),
+            translated: HashMap::default(),
             ended: VecDeque::new(),
             last_client: 0,
             last_server: 0,
