@@ -22,7 +22,7 @@ const USAGE: &str = "usage: cargo xtask <verb>
   test   the same for the tests (real servers and clients), then run everything; ends with `N passed, N failed`
   tidy   check the repository's own rules
   fuzz   <protocol> [seconds]: coverage-guided fuzzing of its proxy, with cargo-fuzz
-  bench  [server...] measure: what Faultbox costs where nothing is armed, where something is, and what others cost; of proxies in front of these servers only
+  bench  [part...]   measure: what Faultbox costs where nothing is armed, where something is, and what others cost; only these: tracing, calls, runs, or proxies in front of a server
 
   vm     [aarch64] [kernel]: run the specs of the kernel's side on Debian's kernel, or another, in a virtual machine of this or that processor
   ebpf   build the programs for the kernel anew, installing their compiler if it is missing; with --check, compare instead

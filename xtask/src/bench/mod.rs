@@ -22,15 +22,20 @@ use crate::{run, setup, specs};
 /// Interleaved blocks per comparison.
 const BLOCKS: usize = 7;
 
-/// Runs every comparison and prints the table; with names of servers, only the proxies in front of these.
+/// What can be measured by itself, besides the proxies in front of each server.
+const PARTS: [&str; 3] = ["tracing", "calls", "runs"];
+
+/// Runs every comparison and prints the table; with names of parts, and of servers, only these.
 pub fn run(only: &[&str]) -> Result {
-    let known: Vec<String> = lab::SERVERS
+    let servers = lab::SERVERS.iter().map(|s| s.variable.to_lowercase());
+    let known: Vec<String> = PARTS
         .iter()
-        .map(|s| s.variable.to_lowercase())
+        .map(|p| (*p).to_owned())
+        .chain(servers)
         .collect();
     if let Some(unknown) = only.iter().find(|name| !known.iter().any(|k| k == *name)) {
         return Err(Error::new(format!(
-            "there is no server `{unknown}`: {}",
+            "there is no part `{unknown}`: {}",
             known.join(", ")
         )));
     }
@@ -44,13 +49,7 @@ pub fn run(only: &[&str]) -> Result {
     std::fs::create_dir_all(&dir).map_err(|e| Error::new(format!("{}: {e}", dir.display())))?;
     let load = load();
     let mut table = Table::default();
-    if only.is_empty() {
-        everything(&mut table)?;
-    } else {
-        let lab = lab::Lab::open()?;
-        proxies::measure(&lab, only, &mut table)?;
-        lab.close()?;
-    }
+    let measured = parts(only, &mut table);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let head = format!(
         "{cores} cores, Linux {}, load {load} before and {} after; medians of {BLOCKS} interleaved blocks; noise is half the interquartile range",
@@ -62,23 +61,47 @@ pub fn run(only: &[&str]) -> Result {
     let path = dir.join("bench.md");
     std::fs::write(&path, text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
     println!("written to {}", path.display());
-    Ok(true)
+    // What was measured before anything went wrong is not lost.
+    measured.map(|()| true)
 }
 
-fn everything(table: &mut Table) -> Result<()> {
-    tracing::measure(table)?;
-    let lab = lab::Lab::open()?;
-    syscalls::pwrite(&lab, table)?;
-    syscalls::pgbench(&lab, table)?;
-    delays::measure(&lab, table)?;
-    proxies::measure(&lab, &[], table)?;
-    proxies::idle(&lab, table)?;
-    let [quiet, calls, counted, rules] = lab.close()?;
-    syscalls::decisions(&calls, &counted, table);
-    proxies::own_share(&quiet, &rules, table);
-    runs::arming(table)?;
-    runs::empty(table)?;
-    runs::matrix(table)
+fn parts(only: &[&str], table: &mut Table) -> Result<()> {
+    let wanted = |part: &str| only.is_empty() || only.contains(&part);
+    if wanted("tracing") {
+        tracing::measure(table)?;
+    }
+    let servers: Vec<&str> = only
+        .iter()
+        .copied()
+        .filter(|p| !PARTS.contains(p))
+        .collect();
+    if wanted("calls") || !servers.is_empty() {
+        let lab = lab::Lab::open()?;
+        if wanted("calls") {
+            syscalls::pwrite(&lab, table)?;
+            syscalls::pgbench(&lab, table)?;
+            delays::measure(&lab, table)?;
+        }
+        if only.is_empty() || !servers.is_empty() {
+            proxies::measure(&lab, &servers, table)?;
+        }
+        if only.is_empty() {
+            proxies::idle(&lab, table)?;
+        }
+        let [quiet, calls, counted, rules] = lab.close()?;
+        if wanted("calls") {
+            syscalls::decisions(&calls, &counted, table);
+        }
+        if only.is_empty() {
+            proxies::own_share(&quiet, &rules, table);
+        }
+    }
+    if wanted("runs") {
+        runs::arming(table)?;
+        runs::empty(table)?;
+        runs::matrix(table)?;
+    }
+    Ok(())
 }
 
 /// Where everything goes that a benchmark writes; the specs name it too.
