@@ -205,11 +205,6 @@ fn failed(job: &Job, began: Instant, reason: Reason) -> TestReport {
     TestReport::bare(job.test.clone(), job.seed, Outcome::Error, reason, took)
 }
 
-/// How many threads carry steps.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(2, |n| n.get().min(4))
-}
-
 fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
 }
@@ -267,7 +262,7 @@ impl<'a> Conductor<'a> {
             return failed(self.job, self.began, reason);
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(cores())
+            .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().min(4)))
             .thread_name("steps")
             .enable_all()
             .build();

@@ -32,7 +32,7 @@ impl Asleep<'_> {
             shared,
             calls: BTreeMap::new(),
         };
-        if trapped.is_empty() || !shared.watch() {
+        if !shared.watch() {
             return asleep;
         }
         let threads = (shared.tree)().into_iter().flat_map(procfs::threads);
