@@ -15,6 +15,11 @@ pub fn faultbox() -> PathBuf {
     target().join("release/faultbox")
 }
 
+/// A program as users install it.
+pub fn dist(program: &str) -> PathBuf {
+    target().join("dist").join(program)
+}
+
 /// Where cargo builds.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| run::root().join("target"), PathBuf::from)
@@ -53,6 +58,13 @@ pub fn build_quickstart() -> Result<()> {
     build.args(["build", "--release"]);
     packages(&mut build, ["faultbox"]);
     run::must(packages(&mut build, QUICKSTART))
+}
+
+/// Builds as users install: optimised as a whole, which takes longer.
+pub fn build_dist(names: &[&'static str]) -> Result<()> {
+    let mut build = run::cargo();
+    build.args(["build", "--profile", "dist"]);
+    run::must(packages(&mut build, names.iter().copied()))
 }
 
 fn packages(build: &mut Command, names: impl IntoIterator<Item = &'static str>) -> &mut Command {

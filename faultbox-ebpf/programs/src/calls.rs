@@ -4,11 +4,11 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user_str_bytes};
 use aya_ebpf::macros::{btf_map, fentry, fexit, raw_tracepoint};
 use aya_ebpf::programs::{FEntryContext, FExitContext, RawTracePointContext};
-use faultbox_ebpf_common::{COMPAT, CallKey, CallRecord, CallStats, OpenRecord, PATH, Service, bucket, kind, lost, want};
+use faultbox_ebpf_common::{COMPAT, CallKey, CallRecord, OpenRecord, PATH, Service, bucket, kind, lost, want};
 
 use aya_ebpf::btf_maps::PerCpuArray;
 
-use crate::maps::{CLASSES, EPOCH, STATS, THREADS, Thread};
+use crate::maps::{CLASSES, EPOCH, FREE, KNOWN, PLACES, STATS, THREADS, Thread};
 use crate::{service, stream};
 
 /// Where the six arguments stand in `struct pt_regs` (x86_64) or `struct user_pt_regs` (aarch64), asm/ptrace.h: set by user space
@@ -117,9 +117,16 @@ fn thread() -> Option<&'static mut Thread> {
     }
     // SAFETY: as above.
     let thread = unsafe { known?.as_mut() };
+    let now = service.unwrap_or_default();
+    if thread.service.slot != now.slot {
+        for place in &mut thread.places {
+            // SAFETY: a write through a reference. Volatile, or it becomes a call of memset, which there is not.
+            unsafe { core::ptr::write_volatile(place, 0) };
+        }
+    }
     thread.epoch = epoch;
     thread.nr = NONE;
-    thread.service = service.unwrap_or_default();
+    thread.service = now;
     service.map(|_| thread)
 }
 
@@ -163,10 +170,11 @@ fn returned(thread: &mut Thread, value: i64) -> bool {
     }
     // SAFETY: a helper without pointers. First, so that our own work is not counted as the call's.
     let now = unsafe { bpf_ktime_get_ns() };
-    let (service, nr) = (&thread.service, thread.nr as u32);
+    let nr = thread.nr as u32;
     let took = now.saturating_sub(thread.at_ns);
     let failed = (-4095..0).contains(&value);
-    count(service, nr, took, failed);
+    count(thread, nr, took, failed);
+    let service = &thread.service;
     if service.wants != 0 {
         if service.wants & want::SYSCALL != 0 {
             stream::send(service, &call(kind::SYSCALL, thread, value, took));
@@ -192,24 +200,18 @@ fn call(kind: u32, thread: &Thread, value: i64, took: u64) -> CallRecord {
 }
 
 #[inline(always)]
-fn count(service: &Service, nr: u32, took: u64, failed: bool) {
-    let key = CallKey {
-        slot: service.slot,
-        nr,
-    };
-    let stats = match STATS.get_ptr_mut(&key) {
-        Some(stats) => stats,
-        None => {
-            // Two CPUs may be here at once; the entry of the first is as good for the second.
-            let _ = STATS.insert(&key, &CallStats::EMPTY, u64::from(BPF_NOEXIST));
-            match STATS.get_ptr_mut(&key) {
-                Some(stats) => stats,
-                None => {
-                    stream::lose(service, lost::STATS_FULL);
-                    return;
-                }
-            }
-        }
+fn count(thread: &mut Thread, nr: u32, took: u64, failed: bool) {
+    let service = thread.service;
+    let known = &mut thread.places[nr as usize % KNOWN];
+    if *known >> 32 != u64::from(nr) || *known as u32 == 0 {
+        let Some(place) = place(&service, nr) else {
+            stream::lose(&service, lost::STATS_FULL);
+            return;
+        };
+        *known = u64::from(nr) << 32 | u64::from(place + 1);
+    }
+    let Some(stats) = STATS.get_ptr_mut(*known as u32 - 1) else {
+        return;
     };
     // SAFETY: this CPU's own value. Raw tracepoints do not nest on one CPU, and a system call's entry and return are never in an
     // interrupt.
@@ -221,6 +223,27 @@ fn count(service: &Service, nr: u32, took: u64, failed: bool) {
     if at < stats.histogram.len() {
         stats.histogram[at] += 1;
     }
+}
+
+/// Where calls of this number are counted for this service; None if there is no place left.
+#[inline(always)]
+fn place(service: &Service, nr: u32) -> Option<u32> {
+    let key = CallKey {
+        slot: service.slot,
+        nr,
+    };
+    // SAFETY: an entry is never changed, it is only added and removed.
+    if let Some(place) = unsafe { PLACES.get(&key) } {
+        return Some(*place);
+    }
+    let place = FREE.pop().ok()??;
+    if PLACES.insert(&key, &place, u64::from(BPF_NOEXIST)).is_ok() {
+        return Some(place);
+    }
+    // Two CPUs may be here at once; the first one's is as good for the second.
+    let _ = FREE.push(&place, 0);
+    // SAFETY: as above.
+    unsafe { PLACES.get(&key) }.copied()
 }
 
 #[inline(always)]

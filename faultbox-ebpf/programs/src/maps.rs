@@ -1,6 +1,6 @@
 //! The maps. User space may raise the number of entries when it loads them.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuHashMap, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, Stack};
 use aya_ebpf::macros::btf_map;
 use faultbox_ebpf_common::{
     CallClass, CallKey, CallStats, Cut, CutKey, Dial, PortKey, RINGS, Redirect, RedirectKey, Refusals,
@@ -13,9 +13,17 @@ use crate::threads::TaskStorage;
 #[btf_map]
 pub static SERVICES: HashMap<u64, Service, 1024> = HashMap::new();
 
-/// What came of each service's calls.
+/// What came of services' calls, at places that [`PLACES`] knows.
 #[btf_map]
-pub static STATS: PerCpuHashMap<CallKey, CallStats, 1024> = PerCpuHashMap::new();
+pub static STATS: PerCpuArray<CallStats, 1024> = PerCpuArray::new();
+
+/// Where in [`STATS`] a service's calls of one number are counted.
+#[btf_map]
+pub static PLACES: HashMap<CallKey, u32, 1024> = HashMap::new();
+
+/// The places that nobody has. User space fills it, and puts back what a test has had.
+#[btf_map]
+pub static FREE: Stack<u32, 1024> = Stack::new();
 
 /// Which calls have a meaning beyond their number.
 #[btf_map]
@@ -36,7 +44,13 @@ pub struct Thread {
     pub path: u64,
     /// The directory of a relative path.
     pub directory: i64,
+    /// Where its service's calls are counted, as far as it has made any: their number in the upper half, the place plus 1 in the lower;
+    /// or 0. Calls whose numbers end alike share an entry, and take turns in it.
+    pub places: [u64; KNOWN],
 }
+
+/// How many places a thread remembers; a power of two. Those of the calls that servers make all the time do not collide.
+pub const KNOWN: usize = 64;
 
 /// The threads of services. What belongs to a thread ends with it, and is found without a hash.
 #[btf_map]

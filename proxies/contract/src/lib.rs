@@ -8,6 +8,7 @@
 
 pub mod addresses;
 pub mod args;
+pub mod clock;
 pub mod doc;
 pub mod duration;
 pub mod glob;

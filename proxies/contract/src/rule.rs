@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::args::Arg;
+use crate::clock;
 use crate::doc::{ActionDoc, COMMON_PARAMS, Class, ParamDoc, ProtocolDoc};
 use crate::duration;
 use crate::protocol::{EventSink, ProxyEvent};
@@ -342,7 +343,7 @@ impl ArmedRule {
     /// Sleeps for `how_long`, or until the rule is lifted.
     pub async fn delay(&self, how_long: Duration) {
         tokio::select! {
-            () = tokio::time::sleep(how_long) => {}
+            () = clock::sleep(how_long) => {}
             () = self.until_lifted() => {}
         }
     }

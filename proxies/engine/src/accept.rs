@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use faultbox_contract::{ProxyEvent, ProxyHost, Seat};
+use faultbox_contract::{ProxyEvent, ProxyHost, Seat, clock};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -88,7 +88,7 @@ where
                     if rest == FIRST_REST {
                         emit(&host, "proxy_accept_failed", &e);
                     }
-                    tokio::time::sleep(rest).await;
+                    clock::sleep(rest).await;
                     rest = (rest * 2).min(LONGEST_REST);
                 }
             },

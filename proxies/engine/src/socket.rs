@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use faultbox_contract::clock;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
@@ -131,7 +132,7 @@ pub async fn linger(mut stream: TcpStream) {
     }
     let mut discarded = 0;
     let mut waste = [0; 4096];
-    let drained = tokio::time::timeout(LINGER, async {
+    let drained = clock::timeout(LINGER, async {
         while discarded < LINGER_BYTES {
             match stream.read(&mut waste).await {
                 Ok(0) | Err(_) => return,

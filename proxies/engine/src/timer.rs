@@ -1,7 +1,7 @@
 //! Sleeping until an instant, to the tens of microseconds.
 //!
 //! tokio's timer wheel turns once a millisecond and rounds up, so that its sleep of 1 ms takes about 2. Here the coarse part of a
-//! wait is tokio's, the last milliseconds are a timerfd's (an hrtimer, which wakes the runtime through epoll like any socket),
+//! wait is tokio's, on the clock's thread, the last milliseconds are a timerfd's (an hrtimer, which wakes the runtime through epoll like any socket),
 //! and what is left after a wake-up that came early is spent yielding to other tasks.
 //!
 //! How late wake-ups come depends on the machine and its load, so it is learned: the timer is set as much early as the last
@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use faultbox_contract::clock;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -53,7 +54,7 @@ impl Lateness {
 pub async fn sleep_until(deadline: Instant) {
     let left = || deadline.saturating_duration_since(Instant::now());
     if let Some(coarse) = left().checked_sub(COARSE_MARGIN) {
-        tokio::time::sleep(coarse).await;
+        clock::sleep(coarse).await;
     }
     if let Some(fine) = left()
         .checked_sub(LATENESS.early())
@@ -63,7 +64,7 @@ pub async fn sleep_until(deadline: Instant) {
         // Without a descriptor to spare, being late by a millisecond is better than failing.
         match timerfd_sleep(fine).await {
             Ok(()) => LATENESS.learn(due.elapsed()),
-            Err(_) => tokio::time::sleep(left()).await,
+            Err(_) => clock::sleep(left()).await,
         }
     }
     while !left().is_zero() {

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
+use faultbox_contract::clock;
 use faultbox_engine::{Conn, Inbox, Origin, gone, linger, reset, serve_delays, timer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -96,7 +97,7 @@ async fn relay(
             let last = async {
                 let _ = send_all(&to_client, session.out(Way::Down)).await;
             };
-            let _ = tokio::time::timeout(LAST_WORDS, last).await;
+            let _ = clock::timeout(LAST_WORDS, last).await;
             break match end {
                 End::Reset => Outcome::Reset,
                 End::Close => Outcome::Linger,

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
+use faultbox_contract::clock;
 use faultbox_engine::{Added, End, Inbox, Origin, forward, gone, send_watching, serve_delays};
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -415,7 +416,7 @@ impl<'a> Requests<'a> {
         });
         let question = course::question_of_names(api, NAMES_VERSION, correlation);
         self.send(&question.encode(), from, to).await?;
-        let heard = tokio::time::timeout(NAMES_WAIT, async {
+        let heard = clock::timeout(NAMES_WAIT, async {
             while self.link.told_names() == told && !self.link.is_over() {
                 tokio::select! {
                     () = self.link.woken() => {}
@@ -425,9 +426,9 @@ impl<'a> Requests<'a> {
             Ok(())
         });
         match heard.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(end)) => Err(end),
-            Err(_) => {
+            Some(Ok(())) => Ok(()),
+            Some(Err(end)) => Err(end),
+            None => {
                 let late = Malformed("the broker does not tell what its topics are called");
                 self.shared.note_unreadable(self.origin, late);
                 Ok(())

@@ -305,7 +305,13 @@ impl Link<'_> {
                 // What is under effects leaves the queue's front for the time of the writing.
                 let (step, mut effects) = {
                     let mut session = self.session();
-                    let step = backend.next(&inbox.bytes[at..], &mut session);
+                    let mut step = backend.next(&inbox.bytes[at..], &mut session);
+                    while let Ok(Answer::Pass(n)) = step
+                        && session.killed.is_none()
+                    {
+                        at += n;
+                        step = backend.next(&inbox.bytes[at..], &mut session);
+                    }
                     if let Some(thread) = session.killed.take() {
                         self.kill(thread);
                     }

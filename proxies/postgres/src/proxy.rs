@@ -344,7 +344,13 @@ impl Link<'_> {
                 let (reply, mut effects) = {
                     let mut session = self.session();
                     let waiting = session.awaiting_encryption;
-                    let reply = backend.next(&inbox.bytes[at..], &mut session);
+                    let mut reply = backend.next(&inbox.bytes[at..], &mut session);
+                    while let Ok(Reply::Pass(n)) = reply
+                        && session.awaiting_encryption == waiting
+                    {
+                        at += n;
+                        reply = backend.next(&inbox.bytes[at..], &mut session);
+                    }
                     if waiting && !session.awaiting_encryption {
                         self.answered.notify_one();
                     }

@@ -27,12 +27,21 @@ impl Malformed {
 /// A number as the server reads one (string2ll): no plus sign, no leading zeros, no white space.
 pub fn number(digits: &[u8]) -> Option<i64> {
     let unsigned = digits.strip_prefix(b"-").unwrap_or(digits);
-    let canonical = match unsigned {
-        [b'0'] => digits.len() == 1,
-        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
-        _ => false,
+    let negative = unsigned.len() < digits.len();
+    let (first, rest) = match unsigned {
+        [b'0'] if !negative => return Some(0),
+        [first @ b'1'..=b'9', rest @ ..] => (first, rest),
+        _ => return None,
     };
-    canonical.then(|| std::str::from_utf8(digits).ok()?.parse().ok())?
+    // Downwards, where there is one number more.
+    let below = rest.iter().try_fold(-i64::from(first - b'0'), |n, digit| {
+        let digit = digit.is_ascii_digit().then_some(digit - b'0')?;
+        n.checked_mul(10)?.checked_sub(digit.into())
+    })?;
+    match negative {
+        true => Some(below),
+        false => below.checked_neg(),
+    }
 }
 
 /// The line at the front of `buf` that begins with a type byte and holds a length; the length, and where the next byte is.
@@ -41,7 +50,8 @@ pub fn number(digits: &[u8]) -> Option<i64> {
 /// A line that holds no length.
 pub fn length(buf: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
     let seen = &buf[..buf.len().min(LENGTH_LINE)];
-    match memchr(b'\r', seen) {
+    // A few digits: looking at each is quicker than a search made for long texts.
+    match seen.iter().position(|b| *b == b'\r') {
         Some(end) => match number(&buf[1.min(end)..end]) {
             // Both sides skip what follows the CR without a look.
             Some(n) if buf.len() >= end + 2 => Ok(Some((n, end + 2))),
@@ -534,10 +544,23 @@ mod tests {
 
     #[test]
     fn numbers_are_the_servers() {
-        for (text, value) in [("0", 0), ("-1", -1), ("12", 12)] {
+        let (least, most) = (i64::MIN.to_string(), i64::MAX.to_string());
+        let ends = [(&*least, i64::MIN), (&*most, i64::MAX)];
+        for (text, value) in [("0", 0), ("-1", -1), ("12", 12)].into_iter().chain(ends) {
             assert_eq!(number(text.as_bytes()), Some(value));
         }
-        for bad in ["", "-", "01", "+1", " 1", "1 ", "-0", "9223372036854775808"] {
+        for bad in [
+            "",
+            "-",
+            "01",
+            "+1",
+            " 1",
+            "1 ",
+            "-0",
+            "9223372036854775808",
+            "-9223372036854775809",
+            "1x",
+        ] {
             assert_eq!(number(bad.as_bytes()), None, "{bad}");
         }
     }

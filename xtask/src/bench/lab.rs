@@ -24,7 +24,7 @@ pub fn tool() -> Command {
 
 /// Where it is.
 pub fn tool_path() -> String {
-    let path = specs::target().join("release/faultbox-bench");
+    let path = specs::dist("faultbox-bench");
     path.display().to_string()
 }
 
@@ -397,7 +397,7 @@ impl Held {
         let _ = std::fs::remove_file(&note);
         let output =
             File::create(&report).map_err(|e| Error::new(format!("{}: {e}", report.display())))?;
-        let mut command = roomy(specs::faultbox());
+        let mut command = roomy(specs::dist("faultbox"));
         command.current_dir(run::root()).args([
             "test",
             "xtask/bench/specs/hold.star",

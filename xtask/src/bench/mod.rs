@@ -41,10 +41,7 @@ pub fn run(only: &[&str]) -> Result {
     }
     setup::for_bench()?;
     peers::install()?;
-    specs::build()?;
-    let mut build = run::cargo();
-    build.args(["build", "--release", "--package", "faultbox-bench"]);
-    run::must(&mut build)?;
+    specs::build_dist(&["faultbox", "faultbox-bench"])?;
     let dir = dir();
     std::fs::create_dir_all(&dir).map_err(|e| Error::new(format!("{}: {e}", dir.display())))?;
     let load = load();

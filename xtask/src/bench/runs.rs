@@ -96,7 +96,7 @@ pub fn matrix(table: &mut Table) -> Result<()> {
 
 /// Runs a spec of ours; its report, and the milliseconds it took.
 fn test(spec: &str, args: &[&str]) -> Result<(Json, f64)> {
-    let mut command = Command::new(specs::faultbox());
+    let mut command = Command::new(specs::dist("faultbox"));
     command
         .current_dir(run::root())
         .args(["test", &format!("xtask/bench/specs/{spec}.star")])

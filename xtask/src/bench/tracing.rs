@@ -88,7 +88,7 @@ fn bystander(trace: &[&str]) -> Result<f64> {
 
 /// Runs all of them, in turns.
 pub fn measure(table: &mut Table) -> Result<()> {
-    let faultbox = specs::faultbox().display().to_string();
+    let faultbox = specs::dist("faultbox").display().to_string();
     let trace = [&faultbox, "trace", "--output", "/dev/null"];
     let traced = [&trace[..], &["--"]].concat();
     let streamed = [&trace[..], &["--events", "/dev/null", "--"]].concat();

@@ -3,7 +3,7 @@
 use std::io;
 use std::num::NonZero;
 
-use faultbox_contract::Lanes;
+use faultbox_contract::{Lanes, clock};
 use tokio::sync::watch;
 
 /// Runs proxies until it is dropped; what they do then ends where it stands.
@@ -22,11 +22,12 @@ impl Threads {
     /// What epoll_create1(2), eventfd(2) or clone(2) say.
     pub fn start() -> io::Result<Threads> {
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        clock::start()?;
         let (running, over) = watch::channel(());
         let mut handles = vec![];
         for n in 0..(cpus / 2).clamp(1, 4) {
             let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
+                .enable_io()
                 .build()?;
             handles.push(runtime.handle().clone());
             let mut over = over.clone();

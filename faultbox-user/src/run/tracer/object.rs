@@ -26,6 +26,8 @@ const SHARED: &[&str] = &[
     "SERVICES",
     "EPOCH",
     "STATS",
+    "PLACES",
+    "FREE",
     "STREAMS",
     "LOST",
     "REDIRECTS",
@@ -104,6 +106,7 @@ impl Kernel {
         let refuses = chooses_errno();
         let level = level.unwrap_or(0);
         let jobs = u32::try_from(jobs).unwrap_or(u32::MAX).clamp(1, RINGS);
+        let places = CALLS_PER_TEST * jobs;
         let talk = match &listener {
             Some(_) => debug::TALKATIVE,
             None => debug::SILENT,
@@ -125,13 +128,18 @@ impl Kernel {
             .override_global("BINPRM_FILENAME", &filename, true)
             // What belongs to threads is the programs' alone.
             .allow_unsupported_maps()
-            .map_max_entries("STATS", CALLS_PER_TEST * jobs)
+            .map_max_entries("STATS", places)
+            .map_max_entries("PLACES", places)
+            .map_max_entries("FREE", places)
             .load(OBJECT)
             .map_err(|e| explain(&e))?;
         let log = listener
             .map(|listener| DebugLog::follow(&mut ebpf, listener))
             .transpose()?;
         classify(&mut ebpf)?;
+        if wanted.contains(&Feature::Calls) {
+            free(&mut ebpf, places)?;
+        }
         let group =
             File::open(cgroup).map_err(|e| format!("cannot open {}: {e}", cgroup.display()))?;
         let mut missing: Vec<(Feature, String)> = vec![];
@@ -234,6 +242,16 @@ fn chooses_errno() -> Result<(), String> {
         Ok(false) => Err("this kernel has no bpf_set_retval at connect (Linux 6.1)".to_owned()),
         Err(e) => Err(explain(&e)),
     }
+}
+
+/// Hands the programs all places where calls can be counted.
+fn free(ebpf: &mut Ebpf, places: u32) -> Result<(), String> {
+    let map = ebpf.map_mut("FREE").ok_or("the object has no map `FREE`")?;
+    let mut free = aya::maps::Stack::<_, u32>::try_from(map).map_err(|e| explain(&e))?;
+    (0..places)
+        .rev()
+        .try_for_each(|place| free.push(place, 0))
+        .map_err(|e| explain(&e))
 }
 
 /// Tells the programs which calls name files.

@@ -8,7 +8,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap as KernelHash, Map, MapData, MapError, PerCpuHashMap};
+use aya::maps::{
+    Array, HashMap as KernelHash, Map, MapData, MapError, PerCpuArray, PerCpuValues, Stack,
+};
 use faultbox_contract::Transport;
 use faultbox_ebpf_common::{
     BUCKETS, BY_PROXY, CallKey, CallStats, CutKey, PortKey, REFUSALS, Redirect, RedirectKey,
@@ -60,7 +62,11 @@ struct Tables {
     armed: Array<MapData, u64>,
     refusals: Hash<u32, Refusals>,
     refused: Hash<u64, u64>,
-    stats: PerCpuHashMap<MapData, CallKey, CallStats>,
+    stats: PerCpuArray<MapData, CallStats>,
+    /// Where in `stats` a service's calls of one number are counted.
+    places: Hash<CallKey, u32>,
+    /// The places that nobody has.
+    free: Stack<MapData, u32>,
     lost: Array<MapData, u64>,
     /// What the counters of losses showed at the beginning: the test before us may have had the same ring, and tests without one share
     /// their counters.
@@ -131,8 +137,10 @@ impl Watch {
             armed: array("ARMED", take("ARMED")?)?,
             refusals: hash("REFUSALS", take("REFUSALS")?)?,
             refused: hash("REFUSED", take("REFUSED")?)?,
-            stats: PerCpuHashMap::try_from(Map::PerCpuHashMap(take("STATS")?))
+            stats: PerCpuArray::try_from(Map::PerCpuArray(take("STATS")?))
                 .map_err(|e| wrong("STATS", &e))?,
+            places: hash("PLACES", take("PLACES")?)?,
+            free: Stack::try_from(Map::Stack(take("FREE")?)).map_err(|e| wrong("FREE", &e))?,
             lost: array("LOST", take("LOST")?)?,
             lost_before: [0; lost::CAUSES as usize],
             refusing: vec![],
@@ -369,12 +377,12 @@ impl Watch {
         };
         let tables = self.tables();
         let mut found: Vec<CallCount> = tables
-            .stats
-            .keys()
+            .places
+            .iter()
             .filter_map(Result::ok)
-            .filter(|key| key.slot == slot)
-            .filter_map(|key| {
-                let per_cpu = tables.stats.get(&key, 0).ok()?;
+            .filter(|(key, _)| key.slot == slot)
+            .filter_map(|(key, place)| {
+                let per_cpu = tables.stats.get(&place, 0).ok()?;
                 Some(sum(key.nr, per_cpu.iter()))
             })
             .collect();
@@ -478,10 +486,7 @@ impl Watch {
         withdraw(&mut tables.refused, |rule: &u64, _| {
             rule >> 32 == u64::from(self.worker)
         });
-        let keys: Vec<CallKey> = tables.stats.keys().filter_map(Result::ok).collect();
-        for key in keys.into_iter().filter(|k| mine(k.slot)) {
-            let _ = tables.stats.remove(&key);
-        }
+        tables.vacate(mine);
     }
 
     /// A rule's id in the tables that all tests of the run share: ids are unique in a test only.
@@ -519,6 +524,25 @@ impl Tables {
         // Workers share the map, and must not write what another has written before.
         let epoch = u64::from(worker + 1) << 32 | u64::from(self.changes);
         self.epoch.set(0, epoch, 0).map_err(|e| wrong("EPOCH", &e))
+    }
+
+    /// Gives back the places where the calls of these services were counted.
+    fn vacate(&mut self, mine: impl Fn(u32) -> bool) {
+        let places: Vec<(CallKey, u32)> = self
+            .places
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(key, _)| mine(key.slot))
+            .collect();
+        let cpus = aya::util::nr_cpus().unwrap_or(0);
+        for (key, place) in places {
+            // A place that cannot be cleared is lost to the run.
+            let cleared = PerCpuValues::try_from(vec![CallStats::EMPTY; cpus])
+                .is_ok_and(|nothing| self.stats.set(place, nothing, 0).is_ok());
+            if self.places.remove(&key).is_ok() && cleared {
+                let _ = self.free.push(place, 0);
+            }
+        }
     }
 
     fn write_refusals(&mut self, slot: u32) -> Result<(), String> {

@@ -13,11 +13,12 @@ mod socket;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use faultbox_contract::{ProxyEvent, ProxyHost};
+use faultbox_contract::{ProxyEvent, ProxyHost, clock};
 use serde_json::json;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -184,7 +185,7 @@ impl<M> Drop for Entry<M> {
 
 impl<H: Datagrams> Clients<H> {
     async fn run(&mut self) {
-        let mut sweep = tokio::time::interval(SWEEP);
+        let mut sweep = pin!(clock::sleep(SWEEP));
         loop {
             let shared = self.shared.clone();
             tokio::select! {
@@ -195,7 +196,10 @@ impl<H: Datagrams> Clients<H> {
                         return;
                     }
                 },
-                _ = sweep.tick() => self.end_silent(),
+                () = &mut sweep => {
+                    self.end_silent();
+                    sweep.set(clock::sleep(SWEEP));
+                }
                 // Reaping keeps the set as small as the number of live flows.
                 Some(_) = self.tasks.join_next() => {}
             }

@@ -1,11 +1,13 @@
 //! The heads that nearly all messages have, read no further than framing needs: while no rule is armed nobody asks for more, and finding
 //! lines takes a quarter of what parsing them does.
 //!
-//! Only a head that leaves no doubt is read here: every line ends with CR LF, the first is of HTTP/1.0 or 1.1, each other has a name and
-//! a colon. About all else the answer is `None`, "ask the parser", which also knows what is wrong with it. Which bytes names and values
-//! are made of is not looked at.
+//! Only a head that leaves no doubt is read here: every line ends with CR LF, the first is of HTTP/1.0 or 1.1, each other has a name
+//! without spaces, and a colon. About all else the answer is `None`, "ask the parser", which also knows what is wrong with it. Which other
+//! bytes names and values are made of is not looked at.
+//!
+//! Lines are short: what follows takes eight bytes at a time, and is done before a search made for long texts has begun.
 
-use memchr::{memchr, memchr2};
+use memchr::memchr;
 
 use super::{Hop, ReplyInfo, RequestInfo, RequestKind};
 
@@ -21,7 +23,7 @@ pub fn request(bytes: &[u8]) -> Option<RequestInfo> {
         (target, b" HTTP/1.0") => (target, true),
         _ => return None,
     };
-    let space = memchr(b' ', target)?;
+    let space = target.iter().position(|b| *b == b' ')?;
     let (method, target) = (&target[..space], &target[space + 1..]);
     if method.is_empty() || target.is_empty() || memchr(b' ', target).is_some() {
         return None;
@@ -56,26 +58,81 @@ pub fn reply(bytes: &[u8], kind: RequestKind) -> Option<ReplyInfo> {
 fn fields(bytes: &[u8], mut at: usize) -> Option<(Hop, usize)> {
     let mut hop = Hop::default();
     for _ in 0..=FIELDS {
-        let rest = &bytes[at..];
-        let end = line_end(rest)?;
-        at += end + 2;
-        if end == 0 {
-            return Some((hop, at));
+        let rest = bytes.get(at..)?;
+        let colon = rest.iter().position(|b| *b <= b' ' || *b == b':')?;
+        let name = &rest[..colon];
+        if name.is_empty() && rest.starts_with(b"\r\n") {
+            return Some((hop, at + 2));
         }
-        let line = &rest[..end];
-        let colon = memchr(b':', line)?;
-        let (name, value) = (&line[..colon], &line[colon + 1..]);
         // A line that begins with a space goes on with the one before it, and a name that ends with one is read in two ways.
-        if matches!(name, [] | [b' ' | b'\t', ..] | [.., b' ' | b'\t']) {
+        if name.is_empty() || rest[colon] != b':' {
             return None;
         }
-        hop.note(name, value).ok()?;
+        let value = &rest[colon + 1..];
+        let end = line_end(value)?;
+        if Hop::minds(name) {
+            hop.note(name, &value[..end]).ok()?;
+        }
+        at += colon + 1 + end + 2;
     }
     None
 }
 
 /// Where the first line of `bytes` ends, if with CR LF.
 fn line_end(bytes: &[u8]) -> Option<usize> {
-    let end = memchr2(b'\r', b'\n', bytes)?;
-    bytes[end..].starts_with(b"\r\n").then_some(end)
+    let mut at = 0;
+    loop {
+        at += control(&bytes[at..])?;
+        match bytes[at..] {
+            [b'\r', b'\n', ..] => return Some(at),
+            [b'\r' | b'\n', ..] => return None,
+            _ => at += 1,
+        }
+    }
+}
+
+/// The first control character of ASCII: CR and LF are two of them, and there are hardly any others in a head.
+fn control(bytes: &[u8]) -> Option<usize> {
+    const EACH: u64 = u64::from_ne_bytes([1; 8]);
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (n, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        // The top bit of each byte below 0x20; a borrow may set that of a byte behind one.
+        let found = word.wrapping_sub(EACH * 0x20) & !word & (EACH * 0x80);
+        if found != 0 {
+            return Some(n * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let at = rest.iter().position(|b| *b < 0x20)?;
+    Some(bytes.len() - rest.len() + at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_found_wherever_they_stand() {
+        for len in 0..20 {
+            for filler in [b' ', b'~', 0x7f, 0x80, 0xa0, 0xff] {
+                assert_eq!(control(&vec![filler; len]), None);
+                for at in 0..len {
+                    let mut bytes = vec![filler; len];
+                    bytes[at..].fill(0x1f);
+                    assert_eq!(control(&bytes), Some(at), "{filler} {len}");
+                    bytes[at..].fill(filler);
+                    bytes[at] = b'\r';
+                    assert_eq!(control(&bytes), Some(at), "{filler} {len}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_may_have_tabs_and_ends_with_both_characters() {
+        assert_eq!(line_end(b"a\tb\r\nc\r\n"), Some(3));
+        for none in [&b"a\nb\r\n"[..], b"a\rb\r\n", b"a\r", b"a", b""] {
+            assert_eq!(line_end(none), None);
+        }
+    }
 }
