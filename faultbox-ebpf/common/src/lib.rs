@@ -107,10 +107,32 @@ pub struct Dial {
     pub wanted: Address,
     /// Where it was sent; the same if nothing redirects it.
     pub sent: Address,
-    /// Who makes it, as a process.
+    /// Who makes it.
+    pub by: Caller,
+    /// One of `dialling::*`.
+    pub state: u64,
+}
+
+/// How far a connection has come.
+pub mod dialling {
+    /// connect(2) has been called.
+    pub const ASKED: u64 = 0;
+    /// Its first packet has been made.
+    pub const BEGUN: u64 = 1;
+    /// It is none, but a datagram.
+    pub const DATAGRAM: u64 = 2;
+}
+
+/// A thread, when it makes a call; see [`Header`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Caller {
+    /// The process.
     pub pid: u32,
-    /// Keeps the size a multiple of 8.
-    pub reserved: u32,
+    /// The thread.
+    pub tid: u32,
+    /// Its name (prctl(2), PR_SET_NAME), filled up with zeros.
+    pub comm: [u8; 16],
 }
 
 /// Flows from one service to another.
@@ -338,7 +360,7 @@ pub struct ProcessRecord {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ConnectRecord {
-    /// Who and when. In a softirq there is no current thread: `tid` is 0 then and `comm` empty.
+    /// Who dialled, and when it is told.
     pub header: Header,
     /// Where the program wanted to go.
     pub wanted: Address,
@@ -405,7 +427,7 @@ mod tests {
 
     #[test]
     fn records_have_no_padding() {
-        assert_eq!(size_of::<Dial>(), 16 + 24 + 24 + 8);
+        assert_eq!(size_of::<Dial>(), 16 + 24 + 24 + 24 + 8);
         assert_eq!(size_of::<Cut>(), 4 * 8 + 8);
         assert_eq!(size_of::<Refusal>(), 16 + 16 + 8 + 8);
         assert_eq!(size_of::<Refusals>(), 8 + REFUSALS * size_of::<Refusal>());

@@ -6,18 +6,16 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_set_retval,
-};
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use aya_log_ebpf::debug;
 use faultbox_ebpf_common::{
     Address, BY_PROXY, ConnectRecord, CutKey, Dial, PortKey, REFUSALS as MOST_REFUSALS, Redirect, RedirectKey, Refusal,
-    Service, kind, want,
+    Service, dialling, kind, want,
 };
 
-use crate::maps::{ARMED, CUTS, DIALS, PORTS, REDIRECTS, REFUSALS, REFUSED};
+use crate::maps::{ARMED, CUTS, DECLARED, DIALS, PORTS, REDIRECTS, REFUSALS, REFUSED};
 use crate::{service, stream};
 
 /// What a program returns so that the call goes on.
@@ -123,13 +121,7 @@ fn cut_off(service: &Service, sent: &Address) -> Option<u32> {
     if ARMED.get(0).copied().unwrap_or(0) == 0 {
         return None;
     }
-    let port = PortKey {
-        worker: service.worker,
-        proto: sent.proto,
-        port: sent.port,
-    };
-    // SAFETY: entries are one word each.
-    let to = *unsafe { PORTS.get(&port) }? & !BY_PROXY;
+    let to = owner(service, sent.proto, sent.port)? & !BY_PROXY;
     let key = CutKey {
         from: service.slot,
         to,
@@ -202,12 +194,17 @@ fn decide(
     }
     // SAFETY: the context is the one that this program was called with.
     let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
+    // A socket that is tried again has come to nothing before.
+    gone(cookie);
     let dial = Dial {
         service,
         wanted,
         sent,
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        reserved: 0,
+        by: stream::caller(),
+        state: match connecting {
+            true => dialling::ASKED,
+            false => dialling::DATAGRAM,
+        },
     };
     debug!(context, "service {} to port {}: sent to port {}", service.slot, wanted.port, sent.port);
     // The table forgets the least recently used: a peer's name may be wrong then, never a connection.
@@ -316,18 +313,65 @@ fn from_v6(context: &SockAddrContext) -> i32 {
     PROCEED
 }
 
-/// Says that `port` is `slot`'s.
+/// Whose port this is, perhaps with [`BY_PROXY`].
 #[inline(always)]
-pub fn own_port(service: &Service, proto: u32, port: u32) {
+pub fn owner(service: &Service, proto: u32, port: u32) -> Option<u32> {
     let key = PortKey {
         worker: service.worker,
         proto,
         port,
     };
     // SAFETY: entries are one word each.
-    if unsafe { PORTS.get(&key) }.copied() != Some(service.slot) {
+    unsafe { DECLARED.get(&key).or_else(|| PORTS.get(&key)) }.copied()
+}
+
+/// Says that `port` is the service's.
+#[inline(always)]
+pub fn own_port(service: &Service, proto: u32, port: u32) {
+    if owner(service, proto, port) != Some(service.slot) {
+        let key = PortKey {
+            worker: service.worker,
+            proto,
+            port,
+        };
         let _ = PORTS.insert(&key, &service.slot, 0);
     }
+}
+
+/// A socket is closed, or tries anew: if what it asked for never began, for want of a route or of a port, that is told now.
+#[inline(always)]
+pub fn gone(cookie: u64) {
+    let Some(dial) = of_cookie(cookie) else {
+        return;
+    };
+    if dial.state == dialling::ASKED && dial.service.wants & want::CONNECT != 0 {
+        let record = ConnectRecord {
+            header: stream::header_of(kind::FAILED, &dial.service, dial.by),
+            wanted: dial.wanted,
+            sent: dial.sent,
+            ..ConnectRecord::default()
+        };
+        stream::send(&dial.service, &record);
+    }
+}
+
+/// The first packet of what a socket asked for is about to leave.
+#[inline(always)]
+pub fn begun(cookie: u64) {
+    if let Some(dial) = DIALS.get_ptr_mut(&cookie) {
+        // SAFETY: a map's value, which stays until the program returns; a word of it, which nobody else writes while the socket is in
+        // connect(2).
+        unsafe { (*dial).state = dialling::BEGUN };
+    }
+}
+
+/// A socket is closed for good.
+#[cgroup_sock(sock_release)]
+pub fn released(context: SockContext) -> i32 {
+    // SAFETY: the context is the one that this program was called with.
+    let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
+    gone(cookie);
+    PROCEED
 }
 
 /// The service that made this connection, as connect(2) saw it.

@@ -84,7 +84,12 @@ pub static REFUSED: HashMap<u64, u64, 4096> = HashMap::new();
 #[btf_map]
 pub static DIALS: LruHashMap<u64, Dial, 16384> = LruHashMap::new();
 
-/// Which service a port belongs to.
+/// Which service a port of an interface or of its proxy belongs to; written by user space when a test begins.
+#[btf_map]
+pub static DECLARED: HashMap<PortKey, u32, 4096> = HashMap::new();
+
+/// Which service any other port belongs to, as far as is known: the table forgets the least recently used, and a packet that its service
+/// sends puts a port back.
 #[btf_map]
 pub static PORTS: LruHashMap<PortKey, u32, 16384> = LruHashMap::new();
 

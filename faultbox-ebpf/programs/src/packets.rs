@@ -8,9 +8,9 @@
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::debug;
-use faultbox_ebpf_common::{BY_PROXY, CutKey, PortKey, Service, draw};
+use faultbox_ebpf_common::{BY_PROXY, CutKey, draw};
 
-use crate::maps::{ARMED, CUTS, PORTS};
+use crate::maps::{ARMED, CUTS};
 use crate::{dial, service, stream};
 
 /// The packet goes on.
@@ -57,17 +57,6 @@ fn armed() -> bool {
     ARMED.get(0).copied().unwrap_or(0) != 0
 }
 
-#[inline(always)]
-fn owner(service: &Service, proto: u32, port: u32) -> Option<u32> {
-    let key = PortKey {
-        worker: service.worker,
-        proto,
-        port,
-    };
-    // SAFETY: entries are one word each.
-    unsafe { PORTS.get(&key) }.copied()
-}
-
 /// Does this packet from one service to another get lost?
 #[inline(always)]
 fn lost(packet: &SkBuffContext, from: u32, to: u32) -> bool {
@@ -105,7 +94,7 @@ pub fn leaves(packet: SkBuffContext) -> i32 {
         return PASS;
     };
     dial::own_port(&service, ends.proto, ends.source);
-    match owner(&service, ends.proto, ends.destination) {
+    match dial::owner(&service, ends.proto, ends.destination) {
         Some(to) if to & !BY_PROXY != service.slot && lost(&packet, service.slot, to & !BY_PROXY) => {
             DROP_SILENTLY
         }
@@ -125,14 +114,14 @@ pub fn arrives(packet: SkBuffContext) -> i32 {
     let Some(ends) = ends(&packet) else {
         return PASS;
     };
-    let Some(from) = owner(&service, ends.proto, ends.source) else {
+    let Some(from) = dial::owner(&service, ends.proto, ends.source) else {
         return PASS;
     };
     let (from, by_proxy) = (from & !BY_PROXY, from & BY_PROXY != 0);
     if from == service.slot {
         return PASS;
     }
-    let decided = !by_proxy && owner(&service, ends.proto, ends.destination) == Some(service.slot);
+    let decided = !by_proxy && dial::owner(&service, ends.proto, ends.destination) == Some(service.slot);
     if !decided && lost(&packet, from, service.slot) {
         return DROP;
     }

@@ -8,11 +8,11 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING,
     BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, BPF_TCP_TIME_WAIT,
 };
-use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
-use faultbox_ebpf_common::{ConnectRecord, Dial, Header, kind, want};
+use faultbox_ebpf_common::{ConnectRecord, Dial, kind, want};
 
 use crate::maps::DIALS;
 use crate::{dial, stream};
@@ -38,9 +38,10 @@ fn dialled(context: &SockOpsContext) -> Option<(u64, Dial)> {
 
 #[inline(always)]
 fn begin(context: &SockOpsContext) {
-    let Some((_, dial)) = dialled(context) else {
+    let Some((cookie, dial)) = dialled(context) else {
         return;
     };
+    dial::begun(cookie);
     // The port is known now, and the SYN has not left yet.
     debug!(context, "service {} owns port {}", dial.service.slot, context.local_port());
     dial::own_port(&dial.service, dial.sent.proto, context.local_port());
@@ -106,15 +107,7 @@ fn markers(state: u32, all_acked: bool) -> (u64, u64) {
 #[inline(always)]
 fn record(context: &SockOpsContext, dial: &Dial, kind: u32) -> ConnectRecord {
     ConnectRecord {
-        header: Header {
-            kind,
-            slot: dial.service.slot,
-            // SAFETY: a helper without pointers.
-            at_ns: unsafe { bpf_ktime_get_ns() },
-            pid: dial.pid,
-            tid: 0,
-            comm: [0; 16],
-        },
+        header: stream::header_of(kind, &dial.service, dial.by),
         wanted: dial.wanted,
         sent: dial.sent,
         local_port: context.local_port(),

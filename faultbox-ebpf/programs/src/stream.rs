@@ -5,7 +5,7 @@ use core::arch::asm;
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_output,
 };
-use faultbox_ebpf_common::{Header, OpenRecord, PATH, Service, lost};
+use faultbox_ebpf_common::{Caller, Header, OpenRecord, PATH, Service, lost};
 
 use crate::maps::{LOST, STREAMS};
 
@@ -47,18 +47,34 @@ pub fn lose(service: &Service, cause: u32) {
     }
 }
 
+/// The current thread.
+#[inline(always)]
+pub fn caller() -> Caller {
+    let id = bpf_get_current_pid_tgid();
+    Caller {
+        pid: (id >> 32) as u32,
+        tid: id as u32,
+        comm: bpf_get_current_comm().unwrap_or_default(),
+    }
+}
+
 /// The beginning of a record about the current thread.
 #[inline(always)]
 pub fn header(kind: u32, service: &Service) -> Header {
-    let id = bpf_get_current_pid_tgid();
+    header_of(kind, service, caller())
+}
+
+/// The beginning of a record about what a thread began earlier.
+#[inline(always)]
+pub fn header_of(kind: u32, service: &Service, by: Caller) -> Header {
     Header {
         kind,
         slot: service.slot,
         // SAFETY: a helper without pointers.
         at_ns: unsafe { bpf_ktime_get_ns() },
-        pid: (id >> 32) as u32,
-        tid: id as u32,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        pid: by.pid,
+        tid: by.tid,
+        comm: by.comm,
     }
 }
 

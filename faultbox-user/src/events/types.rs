@@ -107,6 +107,7 @@ const TYPES: &[(&str, &[&str])] = &[
         &[
             "ok",
             "peer",
+            "interface",
             "via",
             "proto",
             "local_port",
@@ -121,6 +122,7 @@ const TYPES: &[(&str, &[&str])] = &[
         "disconnect",
         &[
             "peer",
+            "interface",
             "via",
             "proto",
             "local_port",

@@ -237,6 +237,10 @@ impl<'a> Conductor<'a> {
     }
 
     fn conduct(mut self) -> TestReport {
+        if self.job.files.cut_packets() && self.job.network != Network::Host {
+            // Best effort: without it, healing takes longer. Before the first socket is made: those of proxies are made as the spec is read.
+            let _ = netns::recover_quickly();
+        }
         let ports = Arc::new(LocalPorts::new(
             std::process::id(),
             self.job.scratch.join("tls"),
@@ -273,10 +277,6 @@ impl<'a> Conductor<'a> {
                 return failed(self.job, self.began, reason);
             }
         };
-        if spec.cuts_packets() && self.job.network != Network::Host {
-            // Best effort: without it, healing takes longer.
-            let _ = netns::recover_quickly();
-        }
         self.streams = spec.streams().clone();
         if self.job.trace {
             let wanted = self.streams.iter().copied().collect();

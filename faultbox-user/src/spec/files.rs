@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::needs::Needs;
+
 /// How much text one file may have. Specs written by hand have kilobytes, generated ones at most a few megabytes; a device may never end.
 const LONGEST: u64 = 16 << 20;
 
@@ -24,6 +26,12 @@ pub struct SpecFiles {
 }
 
 impl SpecFiles {
+    /// May a test drop packets between services? As far as their texts tell, without loading them.
+    pub fn cut_packets(&self) -> bool {
+        let texts: Vec<String> = self.texts.values().cloned().collect();
+        Needs::of(&texts).cuts_packets
+    }
+
     /// Reads the spec itself; what it loads follows as it is loaded.
     ///
     /// # Errors

@@ -249,6 +249,10 @@ struct Sleeping {
     deny: Option<(Arc<ArmedSyscall>, i32)>,
     /// What the deny's event will say.
     details: Map<String, Value>,
+    /// How long it took to know all this.
+    decision: Duration,
+    /// One of the delays has been lifted, and the deadline is not what it was.
+    lifted: bool,
 }
 
 /// A call that was let through.
@@ -447,7 +451,7 @@ impl Loop {
             return true;
         }
         // The call sleeps; what is told of it meanwhile holds nobody up.
-        self.shared.meter.record(began.elapsed());
+        let decision = began.elapsed();
         let total: Duration = self.decision.delays.iter().map(|(_, lasts)| *lasts).sum();
         let details = details(&call);
         let sleeping = Sleeping {
@@ -456,6 +460,8 @@ impl Loop {
             delays: self.decision.delays.clone(),
             deny: self.decision.deny.take(),
             details: details.clone(),
+            decision,
+            lifted: false,
         };
         if let Some(rule) = &self.decision.allow {
             record(&self.shared, rule, None, details.clone());
@@ -519,6 +525,7 @@ impl Loop {
         while let Some(entry) = self.sleeping.first_entry()
             && entry.key().0 <= now
         {
+            let (deadline, _) = *entry.key();
             let sleeping = entry.remove();
             let answer = sleeping
                 .deny
@@ -527,6 +534,11 @@ impl Loop {
             if let Some(listener) = &sleeping.listener {
                 let _ = listener.send(sleeping.notification.id, answer);
             }
+            // The decision was part of the delay; what it has waited longer than that is our doing.
+            self.shared.meter.record(match sleeping.lifted {
+                true => sleeping.decision,
+                false => deadline.elapsed(),
+            });
             if let Some((rule, _)) = &sleeping.deny {
                 record(&self.shared, rule, None, sleeping.details);
             }
@@ -646,6 +658,7 @@ fn without(sleeping: &mut Sleeping, deadline: Instant, id: u64) -> Instant {
     sleeping.delays.retain(|(rule, lasts)| {
         if rule.id == id {
             share += *lasts;
+            sleeping.lifted = true;
         }
         rule.id != id
     });

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use aya::programs::links::CgroupAttachMode;
 use aya::programs::{
-    CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FEntry, FExit, Program, RawTracePoint, SockOps,
+    CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, FEntry, FExit, Program,
+    RawTracePoint, SockOps,
 };
 use aya::{Btf, Ebpf};
 
@@ -72,6 +73,7 @@ pub const PROGRAMS: &[Entry] = &[
     (Feature::Dial, "getpeername4", Hook::Cgroup),
     (Feature::Dial, "getpeername6", Hook::Cgroup),
     (Feature::Sockets, "follow", Hook::Cgroup),
+    (Feature::Sockets, "released", Hook::Cgroup),
     (Feature::Packets, "leaves", Hook::Cgroup),
     (Feature::Packets, "arrives", Hook::Cgroup),
 ];
@@ -192,6 +194,11 @@ fn attach(
         }
         (Program::CgroupSockAddr(program), Hook::Cgroup) => {
             let program: &mut CgroupSockAddr = program;
+            program.load()?;
+            program.attach(cgroup, mode)?;
+        }
+        (Program::CgroupSock(program), Hook::Cgroup) => {
+            let program: &mut CgroupSock = program;
             program.load()?;
             program.attach(cgroup, mode)?;
         }

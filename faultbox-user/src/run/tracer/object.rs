@@ -34,6 +34,7 @@ const SHARED: &[&str] = &[
     "REFUSALS",
     "REFUSED",
     "PORTS",
+    "DECLARED",
     "CUTS",
     "ARMED",
 ];
@@ -304,7 +305,8 @@ fn data(map: &aya::maps::Map) -> &MapData {
         Map::Array(d)
         | Map::HashMap(d)
         | Map::LruHashMap(d)
-        | Map::PerCpuHashMap(d)
+        | Map::PerCpuArray(d)
+        | Map::Stack(d)
         | Map::ArrayOfMaps(d) => d,
         _ => unreachable!("the object declares no other kind of map that is shared"),
     }

@@ -45,6 +45,8 @@ pub struct Watch {
     wants: u32,
     tables: Mutex<Tables>,
     names: HashMap<u32, String>,
+    /// Which interface stands at an address, as events show addresses.
+    interfaces: Mutex<HashMap<SocketAddr, String>>,
     sink: Arc<dyn Sink>,
     lent: Lent,
     /// The processes that have ended lately: when the last two threads of one end at the same time, each may take itself for the last.
@@ -57,6 +59,9 @@ struct Tables {
     epoch: Array<MapData, u64>,
     changes: u32,
     redirects: Hash<RedirectKey, Redirect>,
+    /// Of interfaces and proxies.
+    declared: Hash<PortKey, u32>,
+    /// Of everybody else.
     ports: Hash<PortKey, u32>,
     cuts: Cuts,
     armed: Array<MapData, u64>,
@@ -131,6 +136,7 @@ impl Watch {
             epoch: array("EPOCH", take("EPOCH")?)?,
             changes: 0,
             redirects: hash("REDIRECTS", take("REDIRECTS")?)?,
+            declared: hash("DECLARED", take("DECLARED")?)?,
             ports: KernelHash::try_from(Map::LruHashMap(take("PORTS")?))
                 .map_err(|e| wrong("PORTS", &e))?,
             cuts: Cuts::new(hash("CUTS", take("CUTS")?)?),
@@ -165,6 +171,7 @@ impl Watch {
                 .zip(1..)
                 .map(|(name, n)| (worker * SERVICES_PER_TEST + n, (*name).to_owned()))
                 .collect(),
+            interfaces: Mutex::default(),
             sink,
             lent,
             ended: Mutex::default(),
@@ -246,6 +253,11 @@ impl Watch {
     ) -> Result<(), String> {
         let owner = self.slot(service)?;
         let proxy = interface.proxy_addr;
+        for ip in ways_to(real.ip()) {
+            let name = format!("{service}.{}", interface.name);
+            self.interfaces()
+                .insert(SocketAddr::new(ip, real.port()), name);
+        }
         let mut tables = self.tables();
         for proto in protos(interface.protocol) {
             let port = |port: u16| PortKey {
@@ -254,14 +266,14 @@ impl Watch {
                 port: port.into(),
             };
             tables
-                .ports
+                .declared
                 .insert(port(real.port()), owner, 0)
-                .map_err(|e| wrong("PORTS", &e))?;
+                .map_err(|e| wrong("DECLARED", &e))?;
             let Some(proxy) = proxy else { continue };
             tables
-                .ports
+                .declared
                 .insert(port(proxy.port()), owner | BY_PROXY, 0)
-                .map_err(|e| wrong("PORTS", &e))?;
+                .map_err(|e| wrong("DECLARED", &e))?;
             for ip in ways_to(real.ip()) {
                 let key = RedirectKey {
                     worker: self.worker,
@@ -400,6 +412,11 @@ impl Watch {
             if record.kind == "exit" && !self.is_first_end(&record.fields["pid"]) {
                 return;
             }
+            if matches!(record.kind, "connect" | "disconnect")
+                && let Some(interface) = self.interface_at(&record.fields["peer"])
+            {
+                record.fields.insert("interface".into(), interface.into());
+            }
             if let Some(told) = record
                 .rule
                 .and_then(|id| self.tables().told.get(&id).cloned())
@@ -480,6 +497,9 @@ impl Watch {
         withdraw(&mut tables.redirects, |k: &RedirectKey, _| {
             k.worker == self.worker
         });
+        withdraw(&mut tables.declared, |k: &PortKey, _| {
+            k.worker == self.worker
+        });
         withdraw(&mut tables.ports, |k: &PortKey, _| k.worker == self.worker);
         tables.cuts.withdraw(mine);
         withdraw(&mut tables.refusals, |slot: &u32, _| mine(*slot));
@@ -510,6 +530,18 @@ impl Watch {
             })
         };
         rule.flows.iter().map(key).collect()
+    }
+
+    /// The interface that stands at an address.
+    fn interface_at(&self, peer: &Value) -> Option<String> {
+        let peer: SocketAddr = peer.as_str()?.parse().ok()?;
+        self.interfaces().get(&peer).cloned()
+    }
+
+    fn interfaces(&self) -> MutexGuard<'_, HashMap<SocketAddr, String>> {
+        self.interfaces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
