@@ -191,7 +191,7 @@ fn probe_all() -> Vec<Capability> {
             false,
             probe::network_namespace(),
             "tests in parallel: they share the host's ports and run one at a time",
-            "run as root or with CAP_NET_ADMIN, or allow user namespaces (above)",
+            "run as root, or with CAP_SYS_ADMIN and CAP_NET_ADMIN; as a user without either, allow user namespaces (above)",
         ),
         cgroup(),
         bpf(),

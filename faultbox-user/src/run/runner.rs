@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::home::{Home, own_binary};
-use super::isolation::{Network, cgroup, netns};
+use super::isolation::netns::{self, Privilege};
+use super::isolation::{Network, cgroup};
 use super::janitor::network_of;
 use super::services::logs::file_name;
 use super::tracer::{self, Feature, Kernel};
@@ -225,8 +226,15 @@ fn choose_network(
     {
         return one_at_a_time(&format!("service `{}` is remote", remote.name));
     }
-    if netns::privileged() {
-        return (Network::Own, None);
+    match netns::privilege() {
+        Privilege::Whole => return (Network::Own, None),
+        // A user namespace would do, and take away what privilege there is: eBPF's, for one.
+        Privilege::Half(why) => {
+            return one_at_a_time(&format!(
+                "a network of their own cannot be set up without CAP_NET_ADMIN ({why})"
+            ));
+        }
+        Privilege::None => {}
     }
     if let Some(service) = spec.topology().services.iter().find(|s| s.user.is_some()) {
         return one_at_a_time(&format!(

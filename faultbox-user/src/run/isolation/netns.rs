@@ -14,7 +14,7 @@ use nix::sys::socket::{
 pub enum Network {
     /// The host's: one test at a time.
     Host,
-    /// A namespace of its own (needs CAP_SYS_ADMIN).
+    /// A namespace of its own (needs CAP_SYS_ADMIN, and CAP_NET_ADMIN for its loopback).
     Own,
     /// A namespace of its own inside a user namespace of its own, in which only the user itself exists.
     OwnAsUser,
@@ -61,11 +61,29 @@ pub fn recover_quickly() -> io::Result<()> {
     std::fs::write(ipv4.join("tcp_syn_retries"), "127")
 }
 
-/// Can this process give its workers a namespace by privilege alone? Tried on a thread that ends at once: network namespaces are per thread.
-pub fn privileged() -> bool {
-    std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET).is_ok())
-        .join()
-        .unwrap_or(false)
+/// Whether this process can give its workers a namespace by privilege alone.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// It can.
+    Whole,
+    /// It can make one, and not set it up: why.
+    Half(String),
+    /// It cannot even make one.
+    None,
+}
+
+/// Tried on a thread that ends at once: network namespaces are per thread.
+pub fn privilege() -> Privilege {
+    let tried = std::thread::spawn(|| {
+        if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+            return Privilege::None;
+        }
+        match loopback_up() {
+            Ok(()) => Privilege::Whole,
+            Err(e) => Privilege::Half(format!("bring up lo: {}", os_text(&e))),
+        }
+    });
+    tried.join().unwrap_or(Privilege::None)
 }
 
 fn os_text(e: &io::Error) -> String {
@@ -116,8 +134,8 @@ mod tests {
 
     #[test]
     fn a_fresh_namespace_has_a_loopback_of_its_own() {
-        if !privileged() {
-            eprintln!("SKIPPED: needs CAP_SYS_ADMIN");
+        if privilege() != Privilege::Whole {
+            eprintln!("SKIPPED: needs CAP_SYS_ADMIN and CAP_NET_ADMIN");
             return;
         }
         let outside = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
