@@ -618,6 +618,102 @@ def test_waits():
     }
 }
 
+/// What was lost, and files of which nobody knows the path, decide nothing.
+#[test]
+fn what_cannot_be_known_is_inconclusive() {
+    let spec = load(
+        r#"
+def test_never():
+    assert_never(service="db", path="/etc/shadow")
+def test_never_where():
+    assert_never(where=lambda e: e.type == "open" and e.path == "/etc/shadow")
+def test_eventually():
+    assert_eventually(service="db", path="**/shadow", within="1ms")
+def test_before():
+    assert_before(first={"service": "db", "path": "*/shadow"}, then={"type": "step"})
+def test_list():
+    events(path="/etc/sha*")
+def test_another_name():
+    assert_never(service="db", path="/etc/passwd")
+def test_another_service():
+    assert_never(service="api", path="/etc/shadow")
+def test_another_field():
+    assert_never(where=lambda e: e.errno == "EIO")
+    assert_eq([e.written for e in events(service="db")], ["../shadow"])
+def test_raises():
+    assert_fails(lambda: assert_never(service="db", path="/etc/shadow"))
+"#,
+    );
+    let unnamed = || {
+        let host = Arc::new(Recorder::default());
+        let fields = serde_json::json!({"written": "../shadow", "returned": 3, "pid": 7});
+        host.events().record("open", Some("db"), fields);
+        host
+    };
+    for test in [
+        "test_never",
+        "test_never_where",
+        "test_eventually",
+        "test_before",
+        "test_raises",
+    ] {
+        let (verdict, _) = run(&spec, test, &unnamed());
+        assert_eq!(verdict.outcome, Outcome::Inconclusive, "{test}");
+        let message = verdict.reason.unwrap().message;
+        assert!(
+            message.contains("1 files were opened whose paths"),
+            "{message}"
+        );
+    }
+    for test in [
+        "test_another_name",
+        "test_another_service",
+        "test_another_field",
+    ] {
+        let (verdict, transcript) = run(&spec, test, &unnamed());
+        assert_eq!(
+            verdict.outcome,
+            Outcome::Passed,
+            "{test}: {:?}",
+            verdict.reason
+        );
+        assert_eq!(transcript.unnamed.load(Ordering::Relaxed), 0);
+    }
+    // A list says nothing by itself; the verdict on the whole test does.
+    let (verdict, transcript) = run(&spec, "test_list", &unnamed());
+    assert_eq!(verdict.outcome, Outcome::Passed);
+    assert_eq!(transcript.unnamed.load(Ordering::Relaxed), 1);
+
+    let host = Arc::new(Recorder::default());
+    host.events().lose(3);
+    let reason = run(&spec, "test_never", &host).0;
+    assert_eq!(reason.outcome, Outcome::Inconclusive);
+    let message = reason.reason.unwrap().message;
+    assert_eq!(
+        message,
+        "3 events were lost, so that it never happened cannot be said: 3 could not be kept"
+    );
+}
+
+/// A path may be meant as it was written or as what it leads to.
+#[test]
+fn both_paths_of_an_open_are_matched() {
+    let spec = load(
+        r#"
+def test_x():
+    assert_eventually(service="db", path="/link/f")
+    assert_eventually(service="db", path="/real/*")
+    assert_never(path="/other/**")
+    assert_eq(len(events(path="/*/f")), 1)
+"#,
+    );
+    let host = Arc::new(Recorder::default());
+    let fields = serde_json::json!({"path": "/link/f", "resolved": "/real/f", "returned": 3});
+    host.events().record("open", Some("db"), fields);
+    let (verdict, _) = run(&spec, "test_x", &host);
+    assert_eq!(verdict.outcome, Outcome::Passed, "{:#?}", verdict.reason);
+}
+
 /// How each test ends that is refused, and with what.
 #[track_caller]
 fn refused(spec: &Spec, test: &str, why: &str) {

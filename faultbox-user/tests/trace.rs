@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use faultbox::events::Sink;
+use faultbox::events::{Lost, Sink};
 use faultbox::run::isolation::cgroup;
 use faultbox::run::tracer::{self, Feature, Watch};
 use serde_json::Value;
@@ -89,7 +89,10 @@ fn a_command_is_summed_up_and_keeps_its_status() {
         .sum();
     assert_eq!(cats, 2);
     assert!(did["processes"].as_u64().unwrap() >= 1);
-    assert_eq!(did["lost"], serde_json::json!({"records": 0, "calls": 0}));
+    assert_eq!(
+        did["lost"],
+        serde_json::json!({"records": 0, "calls": 0, "paths": 0})
+    );
     let opened = call(&summary, "openat");
     assert!(opened["errors"].as_u64().unwrap() >= 1);
     assert!(opened["us"]["p50"].as_f64().unwrap() > 0.0);
@@ -289,7 +292,7 @@ impl Sink for Slow {
         }
     }
 
-    fn lost_before(&self, _: u64) {}
+    fn lost_before(&self, _: Lost) {}
 }
 
 #[test]
@@ -321,12 +324,15 @@ fn in_a_flood_what_is_streamed_and_what_is_lost_are_all_calls() {
     sink.over.store(true, Ordering::Relaxed);
     assert!(status.success());
     watch.drain();
-    let (lost, uncounted) = watch.lost();
+    let lost = watch.lost();
     let all: u64 = watch.calls("flood").iter().map(|c| c.count).sum();
     let streamed = sink.calls.load(Ordering::Relaxed);
     cgroup::remove(&run, Duration::from_secs(10));
-    assert_eq!(uncounted, 0);
+    assert_eq!(lost.counts(), 0);
     assert!(all > 300_000);
-    assert!(lost > 0, "the ring did not overflow: nothing is shown");
-    assert_eq!(streamed + lost, all);
+    assert!(
+        lost.unread > 0,
+        "the ring did not overflow: nothing is shown"
+    );
+    assert_eq!(streamed + lost.unread, all);
 }

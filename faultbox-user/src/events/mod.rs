@@ -1,5 +1,6 @@
 //! One vocabulary, one ordered log per test. Every report and every assertion is a reader of it.
 
+mod losses;
 mod spill;
 pub mod types;
 
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
+pub use losses::{Asked, Losses, Lost};
 use spill::Spill;
 pub use types::FROM_KERNEL;
 
@@ -45,7 +47,7 @@ struct Inner {
     dir: PathBuf,
     dropped: u64,
     /// Lost before they came here.
-    lost_before: u64,
+    lost_before: Lost,
     next: u64,
 }
 
@@ -53,8 +55,8 @@ struct Inner {
 pub trait Sink: Send + Sync {
     /// Takes one; `fields` is a JSON object.
     fn record(&self, kind: &str, service: Option<&str>, fields: Value);
-    /// Hears how many records its source has lost so far, by the source's own count.
-    fn lost_before(&self, total: u64);
+    /// Hears what its source has lost so far, by the source's own count.
+    fn lost_before(&self, total: Lost);
 }
 
 impl Sink for EventLog {
@@ -62,7 +64,7 @@ impl Sink for EventLog {
         EventLog::record(self, kind, service, fields);
     }
 
-    fn lost_before(&self, total: u64) {
+    fn lost_before(&self, total: Lost) {
         self.lock().lost_before = total;
     }
 }
@@ -87,7 +89,7 @@ impl EventLog {
                 spill: None,
                 dir: dir.to_owned(),
                 dropped: 0,
-                lost_before: 0,
+                lost_before: Lost::default(),
                 next: 0,
             }),
             grew: Condvar::new(),
@@ -150,8 +152,17 @@ impl EventLog {
 
     /// How many events were lost: because the disk was full, or on their way here. A run that lost any cannot claim "X never happened".
     pub fn dropped(&self) -> u64 {
+        let losses = self.losses();
+        losses.not_kept + losses.before.records()
+    }
+
+    /// The same by cause, and what was not counted.
+    pub fn losses(&self) -> Losses {
         let inner = self.lock();
-        inner.dropped + inner.lost_before
+        Losses {
+            not_kept: inner.dropped,
+            before: inner.lost_before,
+        }
     }
 
     /// Waits until something is recorded after `seq`, or `deadline`.

@@ -16,6 +16,14 @@ pub const FROM_KERNEL: &[&str] = &[
     "disconnect",
 ];
 
+/// The types of those that are about system calls.
+pub const SYSTEM_CALLS: &[&str] = &["call", "open"];
+
+/// Does such an event lack the path of what it is about? It happened, and nobody can say to which file.
+pub fn is_unnamed(event: &super::Event) -> bool {
+    matches!(event.kind.as_str(), "open" | "exec") && !event.fields.contains_key("path")
+}
+
 /// Every type with the fields that do not depend on a protocol.
 const TYPES: &[(&str, &[&str])] = &[
     ("service_started", &["pid"]),
@@ -91,6 +99,8 @@ const TYPES: &[(&str, &[&str])] = &[
         "open",
         &[
             "path",
+            "resolved",
+            "written",
             "returned",
             "errno",
             "duration_us",

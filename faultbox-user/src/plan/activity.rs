@@ -25,10 +25,42 @@ pub struct Activity {
     pub forks: u64,
     /// Processes that ended with another status than 0, by what: "exit 1", "SIGKILL".
     pub bad_ends: BTreeMap<String, u64>,
-    /// Records of files, connections and processes that were lost because they came too fast to be read.
-    pub lost_records: u64,
-    /// Calls that were not counted because a table in the kernel was full.
-    pub lost_calls: u64,
+    /// Opened files whose paths nobody could tell any more; they are among `other_files`.
+    pub lost_paths: u64,
+    /// What was lost of all services of the same tests together.
+    pub lost: Lost,
+}
+
+/// What the kernel's side has lost, by cause.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// Records that came faster than they could be read.
+    pub unread: u64,
+    /// Calls that were seen, and found no room in the table of counts.
+    pub no_room: u64,
+    /// Calls of threads that there was no memory to follow.
+    pub no_memory: u64,
+    /// Calls at which the kernel did not run the programs.
+    pub not_run: u64,
+}
+
+impl Lost {
+    /// Events that there would have been.
+    pub fn records(&self) -> u64 {
+        self.unread + self.no_memory + self.not_run
+    }
+
+    /// Calls that are missing in counts.
+    pub fn counts(&self) -> u64 {
+        self.no_room + self.no_memory + self.not_run
+    }
+
+    fn add(&mut self, other: Lost) {
+        self.unread += other.unread;
+        self.no_room += other.no_room;
+        self.no_memory += other.no_memory;
+        self.not_run += other.not_run;
+    }
 }
 
 /// How a file was opened.
@@ -151,8 +183,8 @@ impl Activity {
             *self.bad_ends.entry(end.clone()).or_default() += n;
         }
         self.forks += other.forks;
-        self.lost_records += other.lost_records;
-        self.lost_calls += other.lost_calls;
+        self.lost_paths += other.lost_paths;
+        self.lost.add(other.lost);
     }
 }
 

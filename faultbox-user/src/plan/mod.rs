@@ -8,7 +8,7 @@ pub mod report;
 pub mod test;
 pub mod topology;
 
-pub use activity::{Activity, FileUse, PeerUse, TraceCost};
+pub use activity::{Activity, FileUse, Lost, PeerUse, TraceCost};
 pub use calls::CallCount;
 pub use certificate::{CertificateDecl, CertificateSource, VerifyDecl};
 pub use fault::{

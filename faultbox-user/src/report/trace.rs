@@ -182,18 +182,37 @@ fn processes(out: &mut String, activity: &Activity) {
 }
 
 fn lost(out: &mut String, activity: &Activity) {
-    if activity.lost_records > 0 {
+    let lost = &activity.lost;
+    if lost.unread > 0 {
         let _ = writeln!(
             out,
-            "lost, of all services together: {} of single events, which came too fast; the counts of system calls are whole",
-            text::count(activity.lost_records, "record")
+            "lost, of all services together: {} of single events, which came faster than they could be read; the counts of system calls have them",
+            text::count(lost.unread, "record")
         );
     }
-    if activity.lost_calls > 0 {
+    if activity.lost_paths > 0 {
         let _ = writeln!(
             out,
-            "lost: {}, because a table in the kernel was full",
-            text::count(activity.lost_calls, "system call")
+            "lost: the paths of {}, opened by relative paths of processes that had ended, or had left their folder, before anybody could look",
+            text::count(activity.lost_paths, "file")
+        );
+    }
+    let uncounted = [
+        (lost.no_room, "the kernel's table of counts was full"),
+        (
+            lost.no_memory,
+            "the kernel had no memory to follow their threads",
+        ),
+        (
+            lost.not_run,
+            "the kernel did not run the programs that see them",
+        ),
+    ];
+    for (n, why) in uncounted.into_iter().filter(|(n, _)| *n > 0) {
+        let calls = text::count(n, "system call");
+        let _ = writeln!(
+            out,
+            "lost, of all services together: {calls} that nothing counted, because {why}"
         );
     }
 }
@@ -274,6 +293,7 @@ fn service(activity: &Activity) -> Value {
         })
         .collect();
     json!({
+    let lost = &activity.lost;
         "calls": calls,
         "files": activity.files,
         "other_files": activity.other_files,
@@ -282,6 +302,10 @@ fn service(activity: &Activity) -> Value {
         "programs": activity.programs,
         "processes": activity.forks,
         "bad_ends": activity.bad_ends,
-        "lost": {"records": activity.lost_records, "calls": activity.lost_calls},
+        "lost": {
+            "records": lost.unread,
+            "calls": lost.counts(),
+            "paths": activity.lost_paths,
+        },
     })
 }

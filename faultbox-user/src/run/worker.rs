@@ -33,10 +33,10 @@ use super::tracer::activity::{self, Tally};
 use super::tracer::{Feature, Watch};
 use super::wire::{Job, Message, Order, write_line};
 use crate::bench::{self, plan::Plan};
-use crate::events::{EventLog, Sink};
+use crate::events::{Asked, EventLog, Losses, Sink};
 use crate::plan::report::Blame;
 use crate::plan::{Launch, LogTail, Outcome, Reason, TestDecl, TestKind, TestReport, Topology};
-use crate::spec::{BodyVerdict, LoadedSpec, Transcript};
+use crate::spec::{BodyVerdict, Host, HostError, LoadedSpec, Transcript};
 use crate::sys::descriptors;
 use crate::verdict::{self, Ending, Evidence};
 
@@ -477,8 +477,10 @@ impl<'a> Conductor<'a> {
                     assertions,
                     judged_by_expectation: spec.expected_hang(&test.name).is_some()
                         || matches!(test.kind, TestKind::Baseline { .. }),
-                    lost_events: self.events.dropped(),
-                    asked_events: self.transcript.asked_events.load(Ordering::Relaxed),
+                    // Through the host: what the kernel has lost is told when somebody looks.
+                    losses: host.events().losses(),
+                    unnamed: self.transcript.unnamed.load(Ordering::Relaxed),
+                    asked: self.transcript.asked(),
                 })
             }
             Err(_) if self.stop.is_set() => verdict::decide(&Evidence {
@@ -488,8 +490,9 @@ impl<'a> Conductor<'a> {
                 require_faults_fire: false,
                 assertions: 0,
                 judged_by_expectation: true,
-                lost_events: 0,
-                asked_events: false,
+                losses: Losses::default(),
+                unnamed: 0,
+                asked: Asked::default(),
             }),
             Err(reason) => {
                 host.lift_all();

@@ -373,6 +373,7 @@ pub fn verdict(error: &starlark::Error) -> (Outcome, Reason) {
     let (outcome, blame) = match problem.kind {
         Kind::Assertion => (Outcome::Failed, Blame::Test),
         Kind::Halt => (Outcome::Halted, Blame::Test),
+        Kind::Undecided => (Outcome::Inconclusive, Blame::Environment),
         Kind::Host(blame) => (Outcome::Error, blame),
         Kind::Misuse => (Outcome::Error, Blame::Test),
     };

@@ -41,6 +41,7 @@ use needs::Needs;
 use crate::plan::report::Outcome;
 use crate::plan::{Reason, TestDecl, Topology};
 use crate::report::MatrixLayout;
+use crate::events::Asked;
 use crate::workload::{Load, Shape, Summary};
 
 /// Hands out addresses and places while a spec loads.
@@ -140,10 +141,28 @@ pub struct Transcript {
     pub position: std::sync::Mutex<Option<crate::plan::SpecPos>>,
 }
 
+    /// Events about system calls are among them.
+    pub asked_calls: std::sync::atomic::AtomicBool,
+    /// It asked how often which system call was made.
+    pub asked_counts: std::sync::atomic::AtomicBool,
+    /// How many opened files its questions for events may have meant, of which nobody could tell the path.
+    pub unnamed: std::sync::atomic::AtomicU64,
 impl LoadedSpec {
     /// Loads a spec and everything it loads, and checks all that can be checked without running anything.
     ///
     /// # Errors
+impl Transcript {
+    /// What the test has asked for so far.
+    pub fn asked(&self) -> Asked {
+        use std::sync::atomic::Ordering::Relaxed;
+        Asked {
+            events: self.asked_events.load(Relaxed),
+            calls: self.asked_calls.load(Relaxed),
+            counts: self.asked_counts.load(Relaxed),
+        }
+    }
+}
+
     /// Every misuse, each with its place and what to do.
     pub fn load(path: &Path, ports: Arc<dyn Ports>) -> Result<LoadedSpec, SpecError> {
         LoadedSpec::load_with(path, ports, load::fleet)

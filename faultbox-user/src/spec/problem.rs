@@ -37,6 +37,8 @@ pub enum Kind {
     Assertion,
     /// `halt()`.
     Halt,
+    /// What was seen is not enough to tell whether an assertion holds.
+    Undecided,
     /// The running test refused or could not do something.
     Host(Blame),
 }
@@ -91,6 +93,15 @@ impl Problem {
     pub fn assertion(message: impl Into<String>) -> Problem {
         Problem {
             kind: Kind::Assertion,
+            place: Place::Whole,
+            ..Problem::call(message)
+        }
+    }
+
+    /// An assertion of which cannot be said whether it holds.
+    pub fn undecided(message: impl Into<String>) -> Problem {
+        Problem {
+            kind: Kind::Undecided,
             place: Place::Whole,
             ..Problem::call(message)
         }

@@ -93,7 +93,8 @@ fn own_links(tid: i32, path: &Path) -> Option<PathBuf> {
     }
 }
 
-fn lexical(start: &Path, path: &Path) -> PathBuf {
+/// `path` as it would be written from `start`, without looking at any file: `..` takes back the part before it.
+pub fn lexical(start: &Path, path: &Path) -> PathBuf {
     let mut out = start.to_owned();
     for part in path.components() {
         match part {

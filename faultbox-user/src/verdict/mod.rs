@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use faultbox_contract::duration;
 
+use crate::events::{Asked, Losses};
 use crate::plan::report::Blame;
 use crate::plan::{Outcome, Reason, SpecPos};
 use crate::spec::BodyVerdict;
@@ -51,10 +52,12 @@ pub struct Evidence {
     pub assertions: u64,
     /// Is the mere end without an error what is judged, as in a baseline or a cell with an expectation?
     pub judged_by_expectation: bool,
-    /// How many events were lost.
-    pub lost_events: u64,
-    /// The test asked for events, so it may have concluded something from what it did not see.
-    pub asked_events: bool,
+    /// What was lost.
+    pub losses: Losses,
+    /// How many opened files it may have meant whose paths nobody could tell.
+    pub unnamed: u64,
+    /// What the test has asked for: from that it may have concluded something that it did not see.
+    pub asked: Asked,
 }
 
 /// How a test ended, why, and what else there is to know.
@@ -92,15 +95,9 @@ pub fn decide(evidence: &Evidence) -> Verdict {
                     .into(),
             );
             reason = Some(why);
-        } else if evidence.lost_events > 0 && evidence.asked_events {
+        } else if let Some(what) = missed(evidence) {
             outcome = Outcome::Inconclusive;
-            reason = Some(Reason::new(
-                format!(
-                    "{} events were lost, so what was not seen may still have happened",
-                    evidence.lost_events
-                ),
-                Blame::Environment,
-            ));
+            reason = Some(Reason::new(what, Blame::Environment));
         }
     }
     if !idle.is_empty() && outcome != Outcome::Bypassed {
@@ -114,6 +111,33 @@ pub fn decide(evidence: &Evidence) -> Verdict {
         reason,
         notes,
     }
+}
+
+/// What the test would have to know and does not, in words.
+fn missed(evidence: &Evidence) -> Option<String> {
+    let of_events = Asked {
+        counts: false,
+        ..evidence.asked
+    };
+    if let Some((n, why)) = evidence.losses.missed(of_events) {
+        return Some(format!(
+            "{n} events were lost, so what was not seen may still have happened: {why}"
+        ));
+    }
+    if evidence.unnamed > 0 {
+        return Some(format!(
+            "{} files were opened whose paths nobody could tell any more, so what `events()` returned may be too little",
+            evidence.unnamed
+        ));
+    }
+    let of_counts = Asked {
+        counts: evidence.asked.counts,
+        ..Asked::default()
+    };
+    let (n, why) = evidence.losses.missed(of_counts)?;
+    Some(format!(
+        "{n} system calls were not counted, so what `syscalls()` returned may be too few: {why}"
+    ))
 }
 
 /// The assumptions of which nothing fired, and the rules that did not of those of which something did.
@@ -250,8 +274,9 @@ mod tests {
             require_faults_fire: false,
             assertions: 1,
             judged_by_expectation: false,
-            lost_events: 0,
-            asked_events: false,
+            losses: Losses::default(),
+            unnamed: 0,
+            asked: Asked::default(),
         }
     }
 
@@ -342,12 +367,30 @@ mod tests {
     #[test]
     fn lost_events_and_missing_assertions() {
         let mut e = evidence(body(Outcome::Passed));
-        e.lost_events = 1;
+        e.losses.before.unread = 1;
         assert_eq!(decide(&e).outcome, Outcome::Passed);
-        e.asked_events = true;
-        assert_eq!(decide(&e).outcome, Outcome::Inconclusive);
+        e.asked.events = true;
+        let v = decide(&e);
+        assert_eq!(v.outcome, Outcome::Inconclusive);
+        assert_eq!(
+            v.reason.unwrap().message,
+            "1 events were lost, so what was not seen may still have happened: 1 came faster than they could be read"
+        );
         e.ending = body(Outcome::Failed);
         assert_eq!(decide(&e).outcome, Outcome::Failed);
+        let mut e = evidence(body(Outcome::Passed));
+        e.unnamed = 2;
+        assert_eq!(decide(&e).outcome, Outcome::Inconclusive);
+        let mut e = evidence(body(Outcome::Passed));
+        e.losses.before.no_room = 3;
+        e.asked.events = true;
+        assert_eq!(decide(&e).outcome, Outcome::Passed);
+        e.asked.counts = true;
+        let message = decide(&e).reason.unwrap().message;
+        assert!(
+            message.starts_with("3 system calls were not counted"),
+            "{message}"
+        );
         let mut e = evidence(body(Outcome::Passed));
         e.assertions = 0;
         assert_eq!(decide(&e).notes.len(), 1);

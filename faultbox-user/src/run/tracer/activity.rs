@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::Watch;
-use crate::events::Sink;
+use crate::events::{Lost, Sink};
 use crate::plan::{Activity, FileUse, PeerUse};
 
 /// Writes each record as a line of JSON.
@@ -66,7 +66,7 @@ impl Sink for Lines {
         }
     }
 
-    fn lost_before(&self, _: u64) {}
+    fn lost_before(&self, _: Lost) {}
 }
 
 /// How long connections may take to end after their processes; on one machine it is no time, unless the peer keeps its side open.
@@ -94,11 +94,9 @@ impl Tally {
     /// What `service` has done so far, its calls and what was lost included.
     pub fn of(&self, service: &str, watch: &Watch) -> Activity {
         watch.drain();
-        let (lost_records, lost_calls) = watch.lost();
         Activity {
             calls: watch.calls(service),
-            lost_records,
-            lost_calls,
+            lost: watch.lost(),
             ..self.lock().get(service).cloned().unwrap_or_default()
         }
     }
@@ -145,7 +143,7 @@ impl Sink for Tally {
         }
     }
 
-    fn lost_before(&self, total: u64) {
+    fn lost_before(&self, total: Lost) {
         if let Some((next, _)) = &self.next {
             next.lost_before(total);
         }
@@ -159,6 +157,7 @@ fn add(activity: &mut Activity, kind: &str, fields: &Value) {
         "open" => {
             let failed = u64::from(!fields["errno"].is_null());
             let opened = 1 - failed;
+            activity.lost_paths += u64::from(text("path").is_none());
             activity.file(text("path"), FileUse { opened, failed });
         }
         "connect" => {
@@ -228,7 +227,7 @@ mod tests {
             failed: 1,
         };
         assert_eq!(got.files["/etc/hosts"], file);
-        assert_eq!(got.other_files.opened, 1);
+        assert_eq!((got.other_files.opened, got.lost_paths), (1, 1));
         let peer = PeerUse {
             connected: 1,
             failed: 1,

@@ -1,7 +1,7 @@
 //! What streams out of the kernel, as events.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use faultbox_ebpf_common::{
     Address, COMPAT, CallRecord, ConnectRecord, Header, ProcessRecord, kind,
@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Map, Value};
 
 use crate::sys::names;
+use crate::sys::path::lexical;
 
 /// A record in an event's shape.
 #[derive(Debug, PartialEq)]
@@ -67,9 +68,7 @@ pub(super) fn read(bytes: &[u8], service: impl Fn(u32) -> Option<String>) -> Opt
         }
         kind::OPEN => {
             let open = reader.open(header)?;
-            if let Some(path) = opened_path(&open) {
-                fields.insert("path".into(), path.into());
-            }
+            name_opened(&mut fields, &open);
             returned(&mut fields, &open.call);
             "open"
         }
@@ -201,20 +200,56 @@ fn written_path(open: &Open<'_>) -> Option<String> {
     Some(String::from_utf8_lossy(open.written?).into_owned())
 }
 
-/// The absolute path. A relative one is completed by what its directory is now, which a process may have changed since; symbolic links
-/// are as the program wrote them.
-fn opened_path(open: &Open<'_>) -> Option<String> {
-    let written = written_path(open)?;
-    if written.starts_with('/') {
-        return Some(written);
-    }
-    let pid = open.call.header.pid;
-    let base = match open.directory {
-        libc::AT_FDCWD => format!("/proc/{pid}/cwd"),
-        fd => format!("/proc/{pid}/fd/{fd}"),
+/// Says which file an open was about. The record comes a moment after the call:
+///
+/// - If the call returned a descriptor that still has a file of this name, the kernel knows where that is.
+/// - A relative path is else completed by what its directory is now, which the process may have changed since.
+/// - Where nothing is left to ask, only what the program wrote can be said.
+///
+/// An absolute path is told as it was written, without `.`, `..` and empty parts; what the kernel knows of it stands beside, if it
+/// differs: links in it have been followed there.
+fn name_opened(fields: &mut Map<String, Value>, open: &Open<'_>) {
+    let Some(written) = written_path(open) else {
+        return;
     };
-    let base: PathBuf = std::fs::read_link(base).ok()?;
-    Some(base.join(written).to_string_lossy().into_owned())
+    let written = Path::new(&written);
+    let found = found_path(open, written);
+    let text = |path: &Path| Value::from(path.to_string_lossy());
+    if written.is_absolute() {
+        let path = lexical(Path::new("/"), written);
+        if let Some(found) = found.filter(|found| *found != path) {
+            fields.insert("resolved".into(), text(&found));
+        }
+        fields.insert("path".into(), text(&path));
+        return;
+    }
+    let guessed = || {
+        let base = match open.directory {
+            libc::AT_FDCWD => "cwd".to_owned(),
+            fd => format!("fd/{fd}"),
+        };
+        Some(lexical(&link_of(open, &base)?, written))
+    };
+    match found.or_else(guessed) {
+        Some(path) => fields.insert("path".into(), text(&path)),
+        None => fields.insert("written".into(), text(written)),
+    };
+}
+
+/// What the returned descriptor leads to, if it is still a file of the name that the program wrote.
+fn found_path(open: &Open<'_>, written: &Path) -> Option<PathBuf> {
+    let fd = u32::try_from(open.call.returned).ok()?;
+    let name = written.file_name()?;
+    let found = link_of(open, &format!("fd/{fd}"))?;
+    (found.is_absolute() && found.file_name() == Some(name)).then_some(found)
+}
+
+/// A link of the thread that made the call, or if that has ended, of its process.
+fn link_of(open: &Open<'_>, name: &str) -> Option<PathBuf> {
+    let header = &open.call.header;
+    [header.tid, header.pid]
+        .iter()
+        .find_map(|id| std::fs::read_link(format!("/proc/{id}/{name}")).ok())
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -377,6 +412,73 @@ mod tests {
         assert_eq!(
             Value::Object(event.fields),
             json!({"pid": 100, "tid": 101, "peer": "127.0.0.1:5432", "syscall": "connect", "fault": "down", "action": "deny", "errno": "ECONNREFUSED", "mechanism": "ebpf", "label": "x"})
+        );
+    }
+
+    /// An open by a process, as the kernel streams it.
+    fn opened(pid: u32, directory: i32, returned: i64, path: &str) -> Map<String, Value> {
+        let mut bytes = header(kind::OPEN);
+        bytes[16..20].copy_from_slice(&pid.to_ne_bytes());
+        bytes[20..24].copy_from_slice(&pid.to_ne_bytes());
+        bytes.extend(257u64.to_ne_bytes());
+        bytes.extend(returned.to_ne_bytes());
+        bytes.extend(1_000u64.to_ne_bytes());
+        bytes.extend(directory.to_ne_bytes());
+        bytes.extend((path.len() as u32 + 1).to_ne_bytes());
+        bytes.extend(path.as_bytes());
+        bytes.push(0);
+        seen(&bytes).unwrap().fields
+    }
+
+    #[test]
+    fn opened_files_are_named_by_the_descriptor_or_by_their_folder() {
+        use std::os::fd::AsRawFd;
+        let me = std::process::id();
+        let none = i64::from(-libc::ENOENT);
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("real")).unwrap();
+        std::fs::write(root.join("real/f"), "").unwrap();
+        std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+        let folder = std::fs::File::open(&root).unwrap();
+        let file = std::fs::File::open(root.join("link/f")).unwrap();
+        let (folder, fd) = (folder.as_raw_fd(), i64::from(file.as_raw_fd()));
+        let real = root.join("real/f").to_string_lossy().into_owned();
+        let link = root.join("link/f").to_string_lossy().into_owned();
+        // The descriptor is the truth, whatever the folder.
+        assert_eq!(opened(me, 1 << 20, fd, "link/f")["path"], real);
+        assert_eq!(opened(me, folder, fd, "link/f")["path"], real);
+        // It has been closed, or is another file by now: the folder is all there is.
+        assert_eq!(opened(me, folder, none, "./link//f")["path"], link);
+        assert_eq!(
+            opened(me, folder, fd, "x/../other")["path"],
+            root.join("other").to_str().unwrap()
+        );
+        let wanted = std::env::current_dir().unwrap().join("g");
+        assert_eq!(
+            opened(me, libc::AT_FDCWD, none, "g")["path"],
+            wanted.to_str().unwrap()
+        );
+        // Absolute paths keep their links, and say beside it where those lead.
+        let fields = opened(me, libc::AT_FDCWD, fd, &format!("/usr/..//{link}"));
+        assert_eq!(
+            (&fields["path"], &fields["resolved"]),
+            (&json!(link), &json!(real))
+        );
+        let fields = opened(me, libc::AT_FDCWD, fd, &real);
+        assert_eq!(
+            (&fields["path"], fields.get("resolved")),
+            (&json!(real), None)
+        );
+        assert_eq!(
+            opened(me, libc::AT_FDCWD, none, "/usr/../tmp/./s//rel")["path"],
+            "/tmp/s/rel"
+        );
+        // Nobody is left to ask: no process has this number (proc(5), pid_max).
+        let fields = opened(1 << 23, libc::AT_FDCWD, 3, "rel/x");
+        assert_eq!(
+            (fields.get("path"), &fields["written"]),
+            (None, &json!("rel/x"))
         );
     }
 

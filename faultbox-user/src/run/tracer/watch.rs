@@ -25,7 +25,7 @@ use super::lent::Lent;
 use super::records;
 use super::stream::{RING_BYTES, SMALL_RING_BYTES, Stream};
 use super::{Feature, Share};
-use crate::events::Sink;
+use crate::events::{Lost, Sink};
 use crate::plan::{CallCount, Dest, InterfaceDecl, SyscallAction};
 use crate::run::fleet;
 use crate::run::supervisor::ArmedSyscall;
@@ -429,7 +429,7 @@ impl Watch {
                 Value::Object(record.fields),
             );
         });
-        self.sink.lost_before(self.lost().0);
+        self.sink.lost_before(self.lost());
     }
 
     /// Has nothing been heard of this process' end yet? No process has the same id so soon again.
@@ -464,15 +464,17 @@ impl Watch {
         Ok(())
     }
 
-    /// How many records and counts were lost, by cause: (ring full, not counted).
-    pub fn lost(&self) -> (u64, u64) {
+    /// How many records and counts were lost, by cause.
+    pub fn lost(&self) -> Lost {
         let losses = self.losses();
         let before = self.tables().lost_before;
         let of = |cause: u32| losses[cause as usize].saturating_sub(before[cause as usize]);
-        (
-            of(lost::RING_FULL),
-            of(lost::STATS_FULL) + of(lost::NO_MEMORY) + of(lost::NOT_RUN),
-        )
+        Lost {
+            unread: of(lost::RING_FULL),
+            no_room: of(lost::STATS_FULL),
+            no_memory: of(lost::NO_MEMORY),
+            not_run: of(lost::NOT_RUN),
+        }
     }
 
     /// What the counters show.

@@ -122,7 +122,7 @@ fn module(builder: &mut GlobalsBuilder) {
             Err(error) => {
                 let (problem, _) = explain(&error);
                 // What the running test could not do, and halt(), are no errors of the code under judgement.
-                if matches!(problem.kind, Kind::Host(_) | Kind::Halt) {
+                if matches!(problem.kind, Kind::Host(_) | Kind::Halt | Kind::Undecided) {
                     return Err(error);
                 }
                 match wanted {

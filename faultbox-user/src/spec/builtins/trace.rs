@@ -84,6 +84,7 @@ fn module(builder: &mut GlobalsBuilder) {
             wanted = Some(names);
         }
         state.transcript.asked_events.store(true, Ordering::Relaxed);
+        state.transcript.asked_calls.store(true, Ordering::Relaxed);
         let name = &service.decl.name;
         let from = state.host.events().last_seq();
         state

@@ -1,6 +1,7 @@
 //! `svc.syscalls`: what a service has called, ready to be asked for.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 
 use allocative::Allocative;
 use serde_json::{Map, Value as Json, json};
@@ -44,6 +45,7 @@ impl<'v> StarlarkValue<'v> for Counts {
         args.no_named_args()?;
         args.no_positional_args(eval.heap())?;
         let run = running(eval, &self.to_string())?;
+        run.transcript.asked_counts.store(true, Ordering::Relaxed);
         let calls = run
             .blocking(|| run.host.calls(&self.service))
             .map_err(Problem::from)?;

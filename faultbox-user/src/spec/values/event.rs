@@ -1,5 +1,6 @@
 //! An event, as assertions see it.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use starlark::values::{
     starlark_value,
 };
 
-use crate::events::Event;
+use crate::events::{Event, types};
 use crate::spec::convert::alloc_json;
 
 /// One event: `.seq .time .type .service`, `.fields` as a dict, and each field by its name; a missing field is None.
@@ -19,9 +20,28 @@ use crate::spec::convert::alloc_json;
 pub struct EventValue(pub Arc<Event>);
 starlark::starlark_simple_value!(EventValue);
 
+thread_local! {
+    /// Has the path of an event been asked for that has none to tell?
+    static ASKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `judge`, and says whether it looked for the path of an event whose path is not known.
+pub fn asks_for_path<T>(judge: impl FnOnce() -> T) -> (T, bool) {
+    ASKED.set(false);
+    let judged = judge();
+    (judged, ASKED.get())
+}
+
 impl EventValue {
+    fn asked(&self, attribute: &str) {
+        if matches!(attribute, "path" | "resolved" | "fields") && types::is_unnamed(&self.0) {
+            ASKED.set(true);
+        }
+    }
+
     /// The event as a JSON object.
     pub fn json(&self) -> Json {
+        self.asked("fields");
         let mut map = Map::new();
         for name in ["seq", "time", "type", "service"] {
             map.insert(name.into(), field(&self.0, name));
@@ -53,6 +73,7 @@ impl fmt::Display for EventValue {
 #[starlark_value(type = "event")]
 impl<'v> StarlarkValue<'v> for EventValue {
     fn get_attr(&self, attribute: &str, heap: Heap<'v>) -> Option<Value<'v>> {
+        self.asked(attribute);
         if attribute == "fields" && !self.0.fields.contains_key("fields") {
             return Some(alloc_json(heap, &Json::Object(self.0.fields.clone())));
         }
@@ -60,6 +81,7 @@ impl<'v> StarlarkValue<'v> for EventValue {
     }
 
     fn has_attr(&self, attribute: &str, _heap: Heap<'v>) -> bool {
+        self.asked(attribute);
         matches!(attribute, "seq" | "time" | "type" | "service" | "fields")
             || self.0.fields.contains_key(attribute)
     }
