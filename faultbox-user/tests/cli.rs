@@ -381,6 +381,7 @@ fn doctor_looks_at_this_machine() {
     assert_eq!(
         names,
         [
+            "/proc",
             "seccomp user notification",
             "seccomp SYNC_WAKE_UP",
             "seccomp WAIT_KILLABLE_RECV",
@@ -391,6 +392,7 @@ fn doctor_looks_at_this_machine() {
             "network namespaces",
             "cgroup v2, writable",
             "BPF",
+            "kernel types (BTF)",
         ]
     );
     let essential = list.iter().filter(|c| c["essential"] == true);

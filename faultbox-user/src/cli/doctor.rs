@@ -15,7 +15,7 @@ use super::problem::Problem;
 use crate::plan::Outcome;
 use crate::report::{Style, text};
 use crate::run::isolation::cgroup;
-use crate::run::tracer::{Feature, Kernel};
+use crate::run::tracer::{self, Feature, Kernel};
 use crate::sys::probe;
 
 /// One thing that a machine may or may not allow.
@@ -132,6 +132,13 @@ fn kernel() -> String {
 fn probe_all() -> Vec<Capability> {
     vec![
         capability(
+            "/proc",
+            true,
+            fs::read_to_string("/proc/self/status").map(|_| ()),
+            "everything: processes are found, looked at and cleaned up by it",
+            "mount -t proc proc /proc; in a sandbox, one that shows the processes started in it",
+        ),
+        capability(
             "seccomp user notification",
             true,
             probe::user_notification(),
@@ -195,6 +202,7 @@ fn probe_all() -> Vec<Capability> {
         ),
         cgroup(),
         bpf(),
+        types(),
     ]
 }
 
@@ -275,8 +283,20 @@ fn bpf() -> Capability {
                 None => why,
             },
         },
-        lost: "packet_loss(), and partition() of services that speak UDP; redirection of connections to proxies, so that services reach them only by the addresses that the spec gives them; counts of system calls; events about opened files, processes and connections",
+        lost: "packet_loss(), and partition() of services that speak UDP; redirection of connections to proxies, so that services reach them only by the addresses that the spec gives them; counts of system calls; events about opened files, processes and connections: what a spec asks of these is an error",
         fix: "Linux 5.15 or later, as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and cgroup v2 (above); not under kernel lockdown in confidentiality mode",
+    }
+}
+
+fn types() -> Capability {
+    let known = tracer::knows_processes();
+    Capability {
+        name: "kernel types (BTF)",
+        essential: false,
+        ok: known.is_ok(),
+        detail: known.err().unwrap_or_default(),
+        lost: "events about processes: fork, exec, exit",
+        fix: "a kernel built with CONFIG_DEBUG_INFO_BTF, and /sys mounted so that /sys/kernel/btf/vmlinux can be read",
     }
 }
 
@@ -289,11 +309,17 @@ fn try_bpf() -> Result<&'static str, String> {
     let path = own.join(format!("faultbox-doctor-bpf-{}", std::process::id()));
     cgroup::create(&path).map_err(|e| explain(&e))?;
     let loaded = Kernel::load(&path, None, 1, &Feature::ALL, None, None).and_then(|kernel| {
-        // What the supervisor does as well is no loss.
-        let lost = |(feature, _): &&(Feature, String)| *feature != Feature::Refuse;
-        match kernel.missing().iter().find(lost) {
-            None => Ok(kernel.calls_at()),
-            Some((feature, why)) => Err(format!("no {}: {why}", feature.lost())),
+        let typeless = tracer::knows_processes().is_err();
+        // What the supervisor does as well is no loss; what only the kernel's types are missing for stands below.
+        let lost: Vec<String> = kernel
+            .missing()
+            .iter()
+            .filter(|(f, _)| *f != Feature::Refuse && !(typeless && *f == Feature::Processes))
+            .map(|(feature, why)| format!("no {}: {why}", feature.lost()))
+            .collect();
+        match lost.is_empty() {
+            true => Ok(kernel.calls_at()),
+            false => Err(lost.join("; ")),
         }
     });
     let _ = fs::remove_dir(&path);

@@ -359,6 +359,11 @@ impl<'a> Conductor<'a> {
             services,
             fleet,
             watch,
+            missing: self
+                .job
+                .kernel
+                .as_ref()
+                .map_or_else(|_| vec![], |share| share.missing.clone()),
             calls,
             checker: Checker {
                 runtime: runtime.clone(),

@@ -70,7 +70,13 @@ impl TestHost {
     ) -> Result<&Arc<Watch>, HostError> {
         let why = match &self.watch {
             Ok(watch) if features.iter().all(|f| watch.has(*f)) => return Ok(watch),
-            Ok(_) => "its programs could not be attached",
+            Ok(_) => self
+                .missing
+                .iter()
+                .find(|(feature, _)| features.contains(feature))
+                .map_or("its programs could not be attached", |(_, why)| {
+                    why.as_str()
+                }),
             Err(why) => why,
         };
         Err(HostError {

@@ -48,6 +48,8 @@ pub struct TestHost {
     fleet: Fleet,
     /// The kernel's side, or why there is none.
     watch: Result<Arc<Watch>, String>,
+    /// What of it could not be attached, and why.
+    missing: Vec<(Feature, String)>,
     checker: Checker,
     calls: Vec<Arc<Calls>>,
     next: AtomicU64,
@@ -110,6 +112,8 @@ pub struct Parts {
     pub watch: Result<Arc<Watch>, String>,
     /// For `restart()`.
     pub checker: Checker,
+    /// What of it could not be attached, and why.
+    pub missing: Vec<(Feature, String)>,
     /// The calls that mocks have had.
     pub calls: Vec<Arc<Calls>>,
 }
@@ -128,6 +132,7 @@ impl TestHost {
             watch: parts.watch,
             checker: parts.checker,
             calls: parts.calls,
+            missing: parts.missing,
             next: AtomicU64::new(1),
             armed: Mutex::default(),
             bypass: RwLock::default(),

@@ -27,7 +27,7 @@ use super::isolation::cgroup;
 use crate::spec::LoadedSpec;
 
 pub use cuts::{CutRule, Flow};
-pub use object::Kernel;
+pub use object::{Kernel, knows_processes};
 pub use watch::Watch;
 
 /// A group of programs that is there or not as a whole.
@@ -83,6 +83,8 @@ pub struct Share {
     pub maps: BTreeMap<String, RawFd>,
     /// What is there.
     pub features: Vec<Feature>,
+    /// What could not be attached, and why.
+    pub missing: Vec<(Feature, String)>,
     /// The index of its own ring; `None` if too many tests run at once.
     pub ring: Option<u32>,
     /// Programs that are loaded and that the worker attaches when it wants: the tracepoint of each, if it has one, and its descriptor.

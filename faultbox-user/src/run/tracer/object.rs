@@ -46,6 +46,9 @@ const ARGUMENTS: [u32; 6] = [14 * 8, 13 * 8, 12 * 8, 7 * 8, 9 * 8, 8 * 8];
 #[cfg(target_arch = "aarch64")]
 const ARGUMENTS: [u32; 6] = [0, 8, 16, 24, 32, 40];
 
+/// Why processes cannot be followed.
+const NO_TYPES: &str = "the kernel does not tell where its structures hold a process's number, status and program (/sys/kernel/btf/vmlinux)";
+
 /// How many different system calls a service makes, generously: the table of counts has so many entries per test that may run.
 const CALLS_PER_TEST: u32 = 512;
 
@@ -87,9 +90,7 @@ impl Kernel {
                 .and_then(|t| t.offset(structure, member))
                 .unwrap_or(0)
         };
-        let (pid, tgid) = (offset("task_struct", "pid"), offset("task_struct", "tgid"));
-        let exit_code = offset("task_struct", "exit_code");
-        let filename = offset("linux_binprm", "filename");
+        let [pid, tgid, exit_code, filename] = of_processes(types.as_ref());
         let mut signal = [
             ("TASK_SIGNAL", offset("task_struct", "signal")),
             ("TASK_LEADER", offset("task_struct", "group_leader")),
@@ -147,6 +148,11 @@ impl Kernel {
         if let Err(why) = refuses {
             missing.push((Feature::Refuse, why));
         }
+        let follows = wanted.contains(&Feature::Processes);
+        if follows && [pid, tgid, exit_code, filename].contains(&0) {
+            // Events without what they are about would be taken for events that never happened.
+            missing.push((Feature::Processes, NO_TYPES.to_owned()));
+        }
         let mut hooks = Hooks::new(group, lent);
         let at_calls = wanted
             .contains(&Feature::Calls)
@@ -196,6 +202,7 @@ impl Kernel {
         Ok(Share {
             maps: self.maps.iter().map(allow).collect::<Result<_, String>>()?,
             features: self.features.clone(),
+            missing: self.missing.clone(),
             ring,
             lent: self
                 .lent
@@ -220,6 +227,7 @@ impl Kernel {
         Ok(Share {
             maps: self.maps.iter().map(copy).collect::<Result<_, String>>()?,
             features: self.features.clone(),
+            missing: self.missing.clone(),
             ring: Some(ring),
             lent: vec![],
         })
@@ -233,6 +241,29 @@ impl Kernel {
     /// What could not be attached, and why.
     pub fn missing(&self) -> &[(Feature, String)] {
         &self.missing
+    }
+}
+
+/// Where the kernel's structures hold a process's numbers, its status and its program; 0 where that is not known, which none of
+/// them is at.
+fn of_processes(types: Option<&Btf>) -> [u32; 4] {
+    [
+        ("task_struct", "pid"),
+        ("task_struct", "tgid"),
+        ("task_struct", "exit_code"),
+        ("linux_binprm", "filename"),
+    ]
+    .map(|(structure, member)| types.and_then(|t| t.offset(structure, member)).unwrap_or(0))
+}
+
+/// Why processes cannot be followed on this kernel, if its types are the reason.
+///
+/// # Errors
+/// They are, as a lower-case fragment.
+pub fn knows_processes() -> Result<(), String> {
+    match of_processes(Btf::of_kernel().as_ref()).contains(&0) {
+        false => Ok(()),
+        true => Err(NO_TYPES.to_owned()),
     }
 }
 
