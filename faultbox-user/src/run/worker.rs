@@ -462,8 +462,11 @@ impl<'a> Conductor<'a> {
         let began_body;
         let mut result = Value::Null;
         let mut body_took = Duration::ZERO;
-        let verdict = match startup::start(spec, &host, &self.transcript, test.timeout, &self.stop)
-        {
+        // What must end in an error does so before anything starts.
+        let able = host.provides(&spec.required(&test.name)).map_err(refusal);
+        let started = able
+            .and_then(|()| startup::start(spec, &host, &self.transcript, test.timeout, &self.stop));
+        let verdict = match started {
             Ok(()) => {
                 began_body = Instant::now();
                 let ending = self.run_body(spec, test, &host);
@@ -653,6 +656,12 @@ fn listener_before_exec(spec: &LoadedSpec, service: &str) -> Option<Vec<i64>> {
 }
 
 /// A folder for temporary files that every user may write to, as /tmp is.
+fn refusal(e: HostError) -> Reason {
+    let mut reason = Reason::new(e.message, e.blame);
+    reason.help = e.help;
+    reason
+}
+
 fn make_tmp(path: &std::path::Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     match std::fs::create_dir(path) {

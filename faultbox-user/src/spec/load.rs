@@ -22,6 +22,7 @@ use super::files::SpecFiles;
 use super::locate::{Spot, diagnostic, explain, pos_of, spot};
 use super::needs::Needs;
 use super::problem::{Place, Problem, one_of};
+use super::required::Definitions;
 use super::run::{Printer, prepare};
 use super::{LoadedSpec, Ports, Transcript, stdlib};
 use crate::plan::topology::env_name;
@@ -175,6 +176,7 @@ fn evaluate(
         );
     }
     let needs = Needs::of(&texts);
+    let definitions = Definitions::of(&texts);
     Ok(LoadedSpec {
         world,
         topology,
@@ -182,6 +184,7 @@ fn evaluate(
         matrices,
         notes,
         needs,
+        definitions,
         files,
     })
 }

@@ -15,6 +15,7 @@ mod locate;
 mod needs;
 mod params;
 mod problem;
+mod required;
 mod run;
 mod stdlib;
 mod syscalls;
@@ -31,17 +32,19 @@ pub use context::Registry;
 pub use diagnostic::{Diagnostic, SpecError};
 pub use files::SpecFiles;
 pub use host::{ArmId, Host, HostError, ProcessFault};
+pub use required::Need;
 pub use syscalls::{FAMILIES, named as system_calls};
 
 use faultbox_contract::Transport;
 
 use context::World;
 use needs::Needs;
+use required::Definitions;
 
-use crate::plan::report::Outcome;
-use crate::plan::{Reason, TestDecl, Topology};
-use crate::report::MatrixLayout;
 use crate::events::Asked;
+use crate::plan::report::Outcome;
+use crate::plan::{FaultPart, Reason, TestDecl, Topology};
+use crate::report::MatrixLayout;
 use crate::workload::{Load, Shape, Summary};
 
 /// Hands out addresses and places while a spec loads.
@@ -99,6 +102,7 @@ pub struct LoadedSpec {
     matrices: Vec<MatrixLayout>,
     notes: Vec<String>,
     needs: Needs,
+    definitions: Definitions,
     files: SpecFiles,
 }
 
@@ -137,20 +141,16 @@ pub struct Transcript {
     pub assertions: std::sync::atomic::AtomicU64,
     /// It asked for events.
     pub asked_events: std::sync::atomic::AtomicBool,
-    /// Where it is now: shown when it is cancelled.
-    pub position: std::sync::Mutex<Option<crate::plan::SpecPos>>,
-}
-
     /// Events about system calls are among them.
     pub asked_calls: std::sync::atomic::AtomicBool,
     /// It asked how often which system call was made.
     pub asked_counts: std::sync::atomic::AtomicBool,
     /// How many opened files its questions for events may have meant, of which nobody could tell the path.
     pub unnamed: std::sync::atomic::AtomicU64,
-impl LoadedSpec {
-    /// Loads a spec and everything it loads, and checks all that can be checked without running anything.
-    ///
-    /// # Errors
+    /// Where it is now: shown when it is cancelled.
+    pub position: std::sync::Mutex<Option<crate::plan::SpecPos>>,
+}
+
 impl Transcript {
     /// What the test has asked for so far.
     pub fn asked(&self) -> Asked {
@@ -163,6 +163,10 @@ impl Transcript {
     }
 }
 
+impl LoadedSpec {
+    /// Loads a spec and everything it loads, and checks all that can be checked without running anything.
+    ///
+    /// # Errors
     /// Every misuse, each with its place and what to do.
     pub fn load(path: &Path, ports: Arc<dyn Ports>) -> Result<LoadedSpec, SpecError> {
         LoadedSpec::load_with(path, ports, load::fleet)
@@ -242,6 +246,40 @@ impl Transcript {
     /// May a test drop packets between services?
     pub fn cuts_packets(&self) -> bool {
         self.needs.cuts_packets
+    }
+
+    /// What the code of a test plainly calls and only the kernel's tracer can do: without it the test can only end in an error.
+    pub fn required(&self, test: &str) -> BTreeSet<Need> {
+        let declared = self.world.declared();
+        let Some(entry) = declared.tests.iter().find(|t| t.decl.name == test) else {
+            return BTreeSet::new();
+        };
+        let body = &entry.body;
+        let functions = [
+            Some(body.code),
+            body.setup,
+            body.expect.as_ref().map(|e| e.0),
+        ];
+        let names: Vec<String> = functions
+            .into_iter()
+            .flatten()
+            .filter_map(|id| declared.functions.get(&id.0))
+            // A function shows as its signature.
+            .filter_map(|function| {
+                let signature = function.value().to_str();
+                let name = signature.split('(').next()?;
+                Some(needs::words(name).last()?.1.to_owned())
+            })
+            .collect();
+        let mut needs = self.definitions.needs(names.iter().map(String::as_str));
+        let cuts = body.faults.iter().flat_map(|f| &f.parts);
+        if cuts
+            .into_iter()
+            .any(|part| matches!(part, FaultPart::Cut { rule, .. } if rule.probability.is_some()))
+        {
+            needs.insert(Need::Loss);
+        }
+        needs
     }
 
     /// The syscalls that the declared faults of the spec may fault on `service`: what the filter before exec must cover where ptrace is refused.

@@ -21,7 +21,7 @@ pub(super) struct Needs {
 }
 
 /// The builtins that read events, and how many types each names when it names all that it wants.
-const READERS: &[(&str, usize)] = &[
+pub(super) const READERS: &[(&str, usize)] = &[
     ("events", 1),
     ("assert_eventually", 1),
     ("assert_never", 1),
@@ -50,7 +50,7 @@ impl Needs {
 }
 
 /// Every word, and where it begins.
-fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub(super) fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.split(|c: char| !(c.is_alphanumeric() || c == '_'))
         .filter(|word| !word.is_empty())
         // A part of `text` begins where its address says.
@@ -103,7 +103,7 @@ fn streams(text: &str) -> BTreeSet<&'static str> {
 }
 
 /// The arguments of the call that begins here; nothing if it is none.
-fn arguments(rest: &str) -> &str {
+pub(super) fn arguments(rest: &str) -> &str {
     let Some(inner) = rest.trim_start().strip_prefix('(') else {
         return "";
     };
@@ -122,7 +122,7 @@ fn arguments(rest: &str) -> &str {
 }
 
 /// The values of `type="..."` and `"type": "..."` among arguments.
-fn types(arguments: &str) -> Vec<&str> {
+pub(super) fn types(arguments: &str) -> Vec<&str> {
     words(arguments)
         .filter(|(_, word)| *word == "type")
         .filter_map(|(at, word)| {

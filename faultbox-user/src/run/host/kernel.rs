@@ -1,15 +1,16 @@
 //! What the kernel knows of a test, and the connects that it refuses by itself.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use faultbox_ebpf_common::want;
+use faultbox_ebpf_common::{RINGS, want};
 
 use super::{Managed, TestHost};
 use crate::plan::report::Blame;
 use crate::plan::{CutDecl, Launch, ServiceDecl, SyscallAction, SyscallRule, Topology};
 use crate::run::supervisor::{ArmedSyscall, Mechanism, sever};
 use crate::run::tracer::{Feature, Watch};
-use crate::spec::HostError;
+use crate::spec::{HostError, Need};
 
 /// Can the kernel decide this rule by itself? It answers every connect to certain addresses with an errno; it knows no counters and
 /// no sockets but IP ones.
@@ -54,10 +55,55 @@ pub fn spared(decl: &ServiceDecl) -> u32 {
     }
 }
 
+/// What drops packets.
+const LOSS: [Feature; 3] = [Feature::Packets, Feature::Sockets, Feature::Dial];
+
+/// Whose programs see events of this type.
+pub(super) fn seen_by(kind: &str) -> Feature {
+    match kind {
+        "fork" | "exec" | "exit" => Feature::Processes,
+        "connect" | "disconnect" => Feature::Sockets,
+        _ => Feature::Calls,
+    }
+}
+
+/// Can anything be streamed to this test? Where it cannot, what happens would be taken for what never does.
+pub(super) fn streaming(watch: &Watch, what: &str) -> Result<(), HostError> {
+    match watch.streams() {
+        true => Ok(()),
+        false => Err(HostError {
+            message: format!(
+                "{what} needs a place to stream to, and more tests run at once than there are: {RINGS}"
+            ),
+            help: Some(format!("run fewer at a time: --jobs {RINGS}")),
+            blame: Blame::Environment,
+        }),
+    }
+}
+
 impl TestHost {
+    /// Is all there that a test cannot do without?
+    ///
+    /// # Errors
+    /// What is not, as an error that can be shown.
+    pub fn provides(&self, needs: &BTreeSet<Need>) -> Result<(), HostError> {
+        for need in needs {
+            let features: &[Feature] = match need {
+                Need::Events(_, kind) => &[seen_by(kind)],
+                Need::Counts | Need::Calls => &[Feature::Calls],
+                Need::Loss => &LOSS,
+            };
+            let watch = self.seeing(&need.text(), features)?;
+            if matches!(need, Need::Events(..) | Need::Calls) {
+                streaming(watch, &need.text())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The programs that drop packets and, if it rejects, refuse connections.
     pub(super) fn packets(&self, cut: &CutDecl) -> Result<&Arc<Watch>, HostError> {
-        let mut features = vec![Feature::Packets, Feature::Sockets, Feature::Dial];
+        let mut features = LOSS.to_vec();
         features.extend(cut.reject.then_some(Feature::Refuse));
         self.seeing(&cut.text, &features)
     }

@@ -646,13 +646,9 @@ impl Host for TestHost {
     }
 
     fn observes(&self, kind: &str) -> Result<(), HostError> {
-        let feature = match kind {
-            "fork" | "exec" | "exit" => Feature::Processes,
-            "connect" | "disconnect" => Feature::Sockets,
-            _ => Feature::Calls,
-        };
-        self.seeing(&format!("observing events of type {kind:?}"), &[feature])
-            .map(|_| ())
+        let what = format!("observing events of type {kind:?}");
+        let watch = self.seeing(&what, &[kernel::seen_by(kind)])?;
+        kernel::streaming(watch, &what)
     }
 
     fn calls(&self, service: &str) -> Result<Vec<CallCount>, HostError> {
@@ -682,6 +678,7 @@ impl Host for TestHost {
             watch.drain();
         }
         for managed in &self.services {
+        kernel::streaming(watch, "trace()")?;
             managed.service.log().drain();
         }
         for calls in &self.calls {
