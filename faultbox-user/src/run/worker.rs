@@ -532,6 +532,7 @@ impl<'a> Conductor<'a> {
             .map(|m| (m.service.decl().name.clone(), m.service.ended()))
             .collect();
         let mut notes = verdict.notes;
+        notes.extend(host.notes());
         notes.extend(startup::stop(&host));
         // Without a cgroup, a process that forks twice and cleans its environment belongs to no service any more.
         procs::kill_all(KILL_PATIENCE, procs::below_own);
@@ -655,13 +656,13 @@ fn listener_before_exec(spec: &LoadedSpec, service: &str) -> Option<Vec<i64>> {
     )
 }
 
-/// A folder for temporary files that every user may write to, as /tmp is.
 fn refusal(e: HostError) -> Reason {
     let mut reason = Reason::new(e.message, e.blame);
     reason.help = e.help;
     reason
 }
 
+/// A folder for temporary files that every user may write to, as /tmp is.
 fn make_tmp(path: &std::path::Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     match std::fs::create_dir(path) {

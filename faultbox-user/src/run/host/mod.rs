@@ -57,6 +57,8 @@ pub struct TestHost {
     bypass: RwLock<Bypass>,
     /// The sockets that cuts mute.
     muted: Arc<Muted>,
+    /// What the user should know of how things were done.
+    notes: Mutex<Vec<String>>,
 }
 
 /// One application of a fault; kept after it was lifted, for its counts.
@@ -110,10 +112,10 @@ pub struct Parts {
     pub fleet: Fleet,
     /// The kernel's side, or why there is none.
     pub watch: Result<Arc<Watch>, String>,
-    /// For `restart()`.
-    pub checker: Checker,
     /// What of it could not be attached, and why.
     pub missing: Vec<(Feature, String)>,
+    /// For `restart()`.
+    pub checker: Checker,
     /// The calls that mocks have had.
     pub calls: Vec<Arc<Calls>>,
 }
@@ -130,14 +132,31 @@ impl TestHost {
             services: parts.services,
             fleet: parts.fleet,
             watch: parts.watch,
+            missing: parts.missing,
             checker: parts.checker,
             calls: parts.calls,
-            missing: parts.missing,
             next: AtomicU64::new(1),
             armed: Mutex::default(),
             bypass: RwLock::default(),
             muted: Arc::default(),
+            notes: Mutex::default(),
         }
+    }
+
+    /// Takes a note for the test's report; a second one of the same words is none.
+    fn note(&self, text: String) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !notes.contains(&text) {
+            notes.push(text);
+        }
+    }
+
+    /// What the user should know of how things were done.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The services that run on this machine.
@@ -659,6 +678,7 @@ impl Host for TestHost {
 
     fn stream_calls(&self, service: &str, on: bool) -> Result<(), HostError> {
         let watch = self.seeing("trace()", &[Feature::Calls])?;
+        kernel::streaming(watch, "trace()")?;
         let (_, managed) = self.managed(service)?;
         let Some(cgroup) = managed.service.cgroup() else {
             return Ok(());
@@ -678,7 +698,6 @@ impl Host for TestHost {
             watch.drain();
         }
         for managed in &self.services {
-        kernel::streaming(watch, "trace()")?;
             managed.service.log().drain();
         }
         for calls in &self.calls {

@@ -604,7 +604,15 @@ impl Failure {
             Failure::Kernel(call, errno) => ArmError::new(format!(
                 "process {tgid} ({name}) cannot be given a filter: {call}: {}",
                 io::Error::from_raw_os_error(errno)
-            )),
+            ))
+            .help(match errno {
+                libc::ENOMEM | libc::EAGAIN => {
+                    "the process is made to call this itself, and has no memory left for it: raise its limits (`ulimit -v`, its cgroup's memory.max)"
+                }
+                _ => {
+                    "the process is made to call this itself, and something refuses it: turn off the sandbox that it puts itself into (or have that allow mmap, munmap and seccomp), look at the security module of this machine (SELinux, AppArmor), or put the fault on another process"
+                }
+            }),
             Failure::Killed => ArmError::new(format!(
                 "process {tgid} ({name}) died while it was given a filter: it has one of its own, which kills it for the calls that this takes (mmap, seccomp)"
             ))
