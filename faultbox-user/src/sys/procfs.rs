@@ -182,6 +182,45 @@ pub fn executable_maps(pid: i32) -> io::Result<Vec<(u64, u64)>> {
         .collect())
 }
 
+/// The file that process `pid` has mapped where `address` is, as proc_pid_maps(5) names it; `None` if no file is.
+///
+/// # Errors
+/// The process is gone, or hides its mappings from us.
+pub fn mapped_file(pid: i32, address: u64) -> io::Result<Option<PathBuf>> {
+    use std::os::unix::ffi::OsStringExt;
+    let maps = fs::read(format!("/proc/{pid}/maps"))?;
+    let path = maps.split(|b| *b == b'\n').find_map(|line| {
+        // Range, rights, offset, device, inode; what is left is the path, behind spaces.
+        let mut rest = line;
+        let mut word = || {
+            let start = rest.trim_ascii_start();
+            let end = start.iter().position(|b| *b == b' ')?;
+            rest = &start[end..];
+            std::str::from_utf8(&start[..end]).ok()
+        };
+        let (low, high) = word()?.split_once('-')?;
+        let number = |hex| u64::from_str_radix(hex, 16).ok();
+        if !(number(low)?..number(high)?).contains(&address) {
+            return None;
+        }
+        (0..4).try_for_each(|_| word().map(drop))?;
+        let path = rest.trim_ascii_start();
+        path.starts_with(b"/").then_some(path)
+    });
+    Ok(path.map(|path| {
+        // A newline is written in octal there; that a file has lost its name, behind it.
+        let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
+        let mut name = Vec::with_capacity(path.len());
+        let mut rest = path;
+        while let Some((first, after)) = rest.split_first() {
+            let newline = rest.starts_with(b"\\012");
+            name.push(if newline { b'\n' } else { *first });
+            rest = if newline { &rest[4..] } else { after };
+        }
+        PathBuf::from(std::ffi::OsString::from_vec(name))
+    }))
+}
+
 /// /proc/`tid`/fd/`fd` on the stack: this is asked on every trapped call that a filtered rule looks at.
 pub struct FdLink([u8; 48], usize);
 
@@ -214,6 +253,29 @@ impl FdLink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mapping_names_its_file() {
+        use std::os::fd::AsRawFd;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap().join("a file\n(x)");
+        fs::write(&path, [0; 8192]).unwrap();
+        let file = fs::File::open(&path).unwrap();
+        let (none, fd) = (std::ptr::null_mut(), file.as_raw_fd());
+        // SAFETY: a mapping of its own, which nothing else uses.
+        let at = unsafe { libc::mmap(none, 8192, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
+        assert_ne!(at, libc::MAP_FAILED);
+        let found = |address| mapped_file(std::process::id() as i32, address).unwrap();
+        let address = at as u64;
+        assert_eq!(found(address + 8191), Some(path.clone()));
+        assert_ne!(found(address + 8192), Some(path.clone()));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(found(address), Some(path));
+        let local = 0;
+        assert_eq!(found(&raw const local as u64), None);
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::munmap(at, 8192) }, 0);
+    }
 
     #[test]
     fn knows_this_process() {

@@ -9,6 +9,8 @@ use super::names;
 pub struct Shape {
     /// The argument that is the descriptor the call works on.
     pub fd: Option<usize>,
+    /// The argument that is an address in a mapping of the file that the call works on.
+    pub mapped: Option<usize>,
     /// The arguments that are paths: none, one, or both of a pair.
     pub paths: &'static [PathArg],
     /// Where a peer comes from.
@@ -173,6 +175,7 @@ static SHAPES: LazyLock<Vec<Shape>> = LazyLock::new(|| {
         }
         shapes[index] = Shape {
             fd: fd_arg(name),
+            mapped: (name == "msync").then_some(0),
             paths: path_args(name),
             peer: peer_of(name),
         };
@@ -192,7 +195,7 @@ pub fn of_number(nr: i64) -> Shape {
 impl Shape {
     /// Does the call name or hold a file?
     pub fn has_path(&self) -> bool {
-        self.fd.is_some() || !self.paths.is_empty()
+        self.fd.is_some() || self.mapped.is_some() || !self.paths.is_empty()
     }
 
     /// Can the call have a peer?
@@ -224,6 +227,7 @@ mod tests {
     #[test]
     fn what_a_filter_can_ask_about() {
         assert!(of("openat").has_path() && of("fsync").has_path());
+        assert!(of("msync").has_path() && !of("munmap").has_path());
         assert!(!of("sync").has_path() && !of("getpid").has_path());
         assert!(of("connect").has_peer() && !of("openat").has_peer());
         assert_eq!(of_number(-1).fd, None);

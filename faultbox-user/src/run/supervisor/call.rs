@@ -89,13 +89,26 @@ impl<'a> Call<'a> {
         (fd >= 0).then_some(fd)
     }
 
+    /// The file behind a mapping that the call works on.
+    fn mapped(&self) -> Option<Vec<u8>> {
+        let address = self.notification.args[self.shape().mapped?];
+        let found = self.seen(procfs::mapped_file(self.notification.tid, address))?;
+        found.map(|path| path.into_os_string().into_vec())
+    }
+
     fn find_class(&self) -> Option<FdClass> {
+        if self.shape().mapped.is_some() {
+            return self.mapped().map(|_| FdClass::File);
+        }
         let link = FdLink::new(self.notification.tid, self.fd()?);
         Some(class_of(&self.seen(std::fs::metadata(link.path()))?))
     }
 
     fn find_paths(&self) -> Vec<Vec<u8>> {
         let shape = self.shape();
+        if shape.mapped.is_some() {
+            return self.mapped().into_iter().collect();
+        }
         if shape.paths.is_empty() {
             let path = self.fd().and_then(|fd| self.fd_path(fd));
             return path.into_iter().collect();

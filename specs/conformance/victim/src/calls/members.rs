@@ -114,15 +114,15 @@ fn by_descriptor(op: &str, nr: c_long, query: &Query) -> Result<i64, String> {
         iov_base: out.as_mut_ptr().cast(),
         iov_len: 8,
     };
-    // SAFETY: buffers are as large as said and outlive the call; a descriptor that is closed here is not ours any more; an anonymous
-    // page is mapped, synced and unmapped.
+    // SAFETY: buffers are as large as said and outlive the call; a descriptor that is closed here is not ours any more; a page of
+    // the file is mapped, synced and unmapped.
     unsafe {
         match op {
             "fstat" => check(libc::syscall(nr, fd, out.as_mut_ptr())),
             "preadv2" => check(libc::syscall(nr, fd, &raw const iov, 1, 0, 0, 0)),
             "msync" => {
-                let (prot, flags) = (libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-                let page = libc::mmap(ptr::null_mut(), PAGE, prot, flags, -1, 0);
+                let (prot, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+                let page = libc::mmap(ptr::null_mut(), PAGE, prot, flags, fd, 0);
                 let outcome = check(libc::syscall(nr, page, PAGE, libc::MS_ASYNC));
                 libc::munmap(page, PAGE);
                 outcome
