@@ -164,6 +164,9 @@ pub struct TraceArgs {
     /// Write every system call, opened file, connection and process to a file, as lines of JSON
     #[arg(long, value_name = "FILE", conflicts_with = "spec")]
     pub events: Option<PathBuf>,
+    /// Show every row of every table; twice: also, as it happens, what the programs in the kernel decide
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
     /// The command and its arguments
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,

@@ -15,6 +15,7 @@ use crate::plan::{Activity, Outcome};
 use crate::report::trace::{TraceReport, human, json};
 use crate::report::{Style, text};
 use crate::run::trace::{self, Traced};
+use crate::run::tracer::debug;
 use crate::run::{self, RunOptions};
 use crate::sys::path::is_program;
 
@@ -33,7 +34,7 @@ pub fn run(args: &TraceArgs) -> Result<ExitCode, Problem> {
 
 fn deliver(args: &TraceArgs, report: &TraceReport) -> Result<(), Problem> {
     let render = |style: &Style| match args.format {
-        Format::Human => human(report, style),
+        Format::Human => human(report, style, args.verbose),
         Format::Json => json(report),
     };
     match (&args.output, args.format) {
@@ -86,6 +87,10 @@ fn of_command(args: &TraceArgs) -> Result<(TraceReport, ExitCode), Problem> {
         command: &args.command,
         own_stdout: args.format == Format::Human || args.output.is_some(),
         events,
+        listener: (args.verbose > 1).then(|| {
+            let tell = |line: String| output::stderr(&format!("kernel: {}\n", text::clean(&line)));
+            Box::new(tell) as debug::Listener
+        }),
     })?;
     let words: Vec<String> = args
         .command
@@ -146,6 +151,7 @@ fn of_spec(args: &TraceArgs, path: &Path) -> Result<(TraceReport, ExitCode), Pro
         seed: test::random_seed(),
         runs: 1,
         trace: true,
+        verbose: args.verbose,
         ..RunOptions::default()
     };
     let progress = Progress::new(selected.len(), Style::stderr());

@@ -111,9 +111,26 @@ pub struct TraceCost {
     pub call_ns: f64,
     /// An open(2), whose path is streamed besides, in nanoseconds.
     pub open_ns: f64,
+    /// By how many nanoseconds measurements of the same call differed.
+    pub unsure_ns: f64,
 }
 
 impl TraceCost {
+    /// Is a call's cost more than measurements of the same differ by?
+    pub fn can_be_told(&self) -> bool {
+        self.call_ns > self.unsure_ns
+    }
+
+    /// The most that it may be, as far as was measured.
+    pub fn at_most(&self) -> TraceCost {
+        let call_ns = self.call_ns + self.unsure_ns;
+        TraceCost {
+            call_ns,
+            open_ns: self.open_ns.max(call_ns),
+            ..*self
+        }
+    }
+
     /// The time that all of a command's calls took longer, in nanoseconds.
     pub fn total_ns(&self, activity: &Activity) -> f64 {
         let calls: u64 = activity.calls.iter().map(|c| c.count).sum();
@@ -250,7 +267,10 @@ mod tests {
         let cost = TraceCost {
             call_ns: 100.0,
             open_ns: 1_000.0,
+            unsure_ns: 150.0,
         };
+        assert!(!cost.can_be_told());
+        assert_eq!(cost.at_most().call_ns, 250.0);
         let mut activity = Activity {
             calls: vec![CallCount {
                 name: "openat".into(),

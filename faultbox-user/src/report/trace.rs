@@ -27,7 +27,7 @@ pub struct TraceReport {
     pub notes: Vec<String>,
 }
 
-/// Rows shown per table: what is beyond is in the JSON.
+/// Rows shown per table: what is beyond is shown with `-v`, and in the JSON.
 const CALLS: usize = 20;
 /// See [`CALLS`].
 const FILES: usize = 10;
@@ -36,8 +36,9 @@ const PEERS: usize = 10;
 /// See [`CALLS`].
 const PROGRAMS: usize = 10;
 
-/// For a person.
-pub fn human(report: &TraceReport, style: &Style) -> String {
+/// For a person; `verbose` shows every row.
+pub fn human(report: &TraceReport, style: &Style, verbose: u8) -> String {
+    let most = |rows| if verbose > 0 { usize::MAX } else { rows };
     let mut out = format!(
         "{}: {}, {}\n",
         style.bold(&text::clean(&report.what)),
@@ -48,10 +49,10 @@ pub fn human(report: &TraceReport, style: &Style) -> String {
         if report.services.len() > 1 || report.status.is_none() {
             let _ = writeln!(out, "\n{}", style.bold(&text::clean(name)));
         }
-        calls(&mut out, activity, style);
-        files(&mut out, activity, style);
-        peers(&mut out, activity, style);
-        processes(&mut out, activity);
+        calls(&mut out, activity, style, most(CALLS));
+        files(&mut out, activity, style, most(FILES));
+        peers(&mut out, activity, style, most(PEERS));
+        processes(&mut out, activity, most(PROGRAMS));
         lost(&mut out, activity);
     }
     let _ = writeln!(out, "\n{}", overhead(report));
@@ -61,7 +62,7 @@ pub fn human(report: &TraceReport, style: &Style) -> String {
     out
 }
 
-fn calls(out: &mut String, activity: &Activity, style: &Style) {
+fn calls(out: &mut String, activity: &Activity, style: &Style, most: usize) {
     let total: u64 = activity.calls.iter().map(|c| c.count).sum();
     if total == 0 {
         out.push_str("no system call\n");
@@ -77,7 +78,7 @@ fn calls(out: &mut String, activity: &Activity, style: &Style) {
         "p99",
         "max",
     ]);
-    for call in activity.calls.iter().take(CALLS) {
+    for call in activity.calls.iter().take(most) {
         table.add_row([
             call.name.clone(),
             call.count.to_string(),
@@ -90,10 +91,10 @@ fn calls(out: &mut String, activity: &Activity, style: &Style) {
     }
     table::right(&mut table, 1);
     let _ = writeln!(out, "{table}");
-    rest(out, activity.calls.len(), CALLS, "system call");
+    rest(out, activity.calls.len(), most, "system call");
 }
 
-fn files(out: &mut String, activity: &Activity, style: &Style) {
+fn files(out: &mut String, activity: &Activity, style: &Style, most: usize) {
     let mut files: Vec<(&str, FileUse)> = activity
         .files
         .iter()
@@ -105,7 +106,7 @@ fn files(out: &mut String, activity: &Activity, style: &Style) {
     files.sort_by_key(|(path, f)| (std::cmp::Reverse(f.opened + f.failed), *path));
     let mut table = table::new(style);
     table.set_header(["file", "opened", "failed"]);
-    for (path, seen) in files.iter().take(FILES) {
+    for (path, seen) in files.iter().take(most) {
         table.add_row([
             text::clean(path),
             seen.opened.to_string(),
@@ -114,10 +115,10 @@ fn files(out: &mut String, activity: &Activity, style: &Style) {
     }
     table::right(&mut table, 1);
     let _ = writeln!(out, "{table}");
-    rest(out, files.len(), FILES, "file");
+    rest(out, files.len(), most, "file");
 }
 
-fn peers(out: &mut String, activity: &Activity, style: &Style) {
+fn peers(out: &mut String, activity: &Activity, style: &Style, most: usize) {
     let mut peers: Vec<(&str, PeerUse)> = activity
         .peers
         .iter()
@@ -129,7 +130,7 @@ fn peers(out: &mut String, activity: &Activity, style: &Style) {
     peers.sort_by_key(|(peer, p)| (std::cmp::Reverse(p.connected + p.failed), *peer));
     let mut table = table::new(style);
     table.set_header(["connected to", "times", "failed", "bytes out", "bytes in"]);
-    for (peer, seen) in peers.iter().take(PEERS) {
+    for (peer, seen) in peers.iter().take(most) {
         table.add_row([
             (*peer).to_owned(),
             seen.connected.to_string(),
@@ -140,7 +141,7 @@ fn peers(out: &mut String, activity: &Activity, style: &Style) {
     }
     table::right(&mut table, 1);
     let _ = writeln!(out, "{table}");
-    rest(out, peers.len(), PEERS, "address");
+    rest(out, peers.len(), most, "address");
 }
 
 fn rest(out: &mut String, all: usize, shown: usize, noun: &str) {
@@ -151,26 +152,26 @@ fn rest(out: &mut String, all: usize, shown: usize, noun: &str) {
             (_, "address") => "addresses".to_owned(),
             (_, noun) => format!("{noun}s"),
         };
-        let _ = writeln!(out, "and {more} more {noun} (--format json lists all)");
+        let _ = writeln!(out, "and {more} more {noun} (-v shows all)");
     }
 }
 
-fn processes(out: &mut String, activity: &Activity) {
+fn processes(out: &mut String, activity: &Activity, most: usize) {
     let mut parts = vec![];
     if activity.forks > 0 {
         parts.push(format!("{} begun", activity.forks));
     }
     let mut programs: Vec<(&String, &u64)> = activity.programs.iter().collect();
     programs.sort_by_key(|(path, n)| (std::cmp::Reverse(**n), *path));
-    for (program, n) in programs.iter().take(PROGRAMS) {
+    for (program, n) in programs.iter().take(most) {
         parts.push(format!(
             "{} run {}",
             text::clean(program),
             text::count(**n, "time")
         ));
     }
-    if programs.len() > PROGRAMS {
-        let more = (programs.len() - PROGRAMS) as u64;
+    if programs.len() > most {
+        let more = (programs.len() - most) as u64;
         parts.push(format!("{} more", text::count(more, "program")));
     }
     for (end, n) in &activity.bad_ends {
@@ -233,6 +234,19 @@ fn overhead(report: &TraceReport) -> String {
         .flat_map(|a| &a.calls)
         .map(|c| c.count)
         .sum();
+    if !cost.can_be_told() {
+        let most = cost.at_most();
+        let added = report.services.values().map(|a| most.total_ns(a)).sum();
+        return format!(
+            "overhead: less than can be told here: at most {} more, {:.2} % of {}, if {} took {:.0} ns longer each, opening a file {:.0} ns",
+            text::millis(added / 1e6),
+            share(report, added),
+            text::millis(report.duration_ms),
+            text::count(calls, "call"),
+            most.call_ns,
+            most.open_ns,
+        );
+    }
     format!(
         "overhead: {} more, {:.2} % of {}: {} took {:.0} ns longer each, opening a file {:.0} ns (measured here, just now)",
         text::millis(added / 1e6),
@@ -260,6 +274,7 @@ pub fn json(report: &TraceReport) -> String {
         json!({
             "call_ns": cost.call_ns,
             "open_ns": cost.open_ns,
+            "unsure_ns": cost.unsure_ns,
             "total_ms": added / 1e6,
             "percent": share(report, added),
         })
@@ -278,6 +293,7 @@ pub fn json(report: &TraceReport) -> String {
 }
 
 fn service(activity: &Activity) -> Value {
+    let lost = &activity.lost;
     let calls: Vec<Value> = activity
         .calls
         .iter()
@@ -293,7 +309,6 @@ fn service(activity: &Activity) -> Value {
         })
         .collect();
     json!({
-    let lost = &activity.lost;
         "calls": calls,
         "files": activity.files,
         "other_files": activity.other_files,

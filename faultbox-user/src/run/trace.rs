@@ -15,14 +15,13 @@ use nix::unistd::Pid;
 use super::home::{Home, own_binary};
 use super::isolation::cgroup;
 use super::tracer::activity::{self, Lines, Tally};
-use super::tracer::{self, Feature, Kernel, Watch};
+use super::tracer::{self, Feature, Kernel, Watch, debug};
 use super::{RunError, environment, internal};
 use crate::events::Sink;
 use crate::plan::{Activity, TraceCost};
 use crate::sys::signals::{Arrived, Signals};
 
 /// What to trace.
-#[derive(Debug)]
 pub struct Traced<'a> {
     /// The absolute path of the program.
     pub program: &'a Path,
@@ -32,6 +31,8 @@ pub struct Traced<'a> {
     pub own_stdout: bool,
     /// Where every single event goes, system calls included, as lines of JSON.
     pub events: Option<File>,
+    /// Who hears what the programs in the kernel decide.
+    pub listener: Option<debug::Listener>,
 }
 
 /// What came of it.
@@ -55,10 +56,11 @@ pub struct Trace {
 const COMMAND: &str = "command";
 const GAUGE: &str = "gauge";
 
-/// How many calls a measurement makes, and how many measurements of each kind there are; the fastest counts, since whatever else the
-/// machine does only slows them.
-const SPINS: u64 = 100_000;
-const ROUNDS: usize = 3;
+/// How many calls a measurement makes, how many of them are timed as one, and how many measurements of each kind there are; the fastest
+/// counts, since whatever else the machine does only slows them. One of some hundred calls in a row is spared all of that soon.
+const SPINS: u64 = 5_000;
+const BATCH: u64 = 250;
+const ROUNDS: usize = 2;
 
 /// How often the end of the last process is looked for.
 const TURN: Duration = Duration::from_millis(5);
@@ -79,7 +81,8 @@ pub fn trace(mut what: Traced<'_>) -> Result<Trace, RunError> {
         .events
         .take()
         .map(|file| Arc::new(Lines::to(file, COMMAND)));
-    let mut traced = follow(&what, lines.as_ref(), &exe, &home, &signals);
+    let listener = what.listener.take();
+    let mut traced = follow(&what, lines.as_ref(), listener, &exe, &home, &signals);
     let left = home.close();
     if let Ok(trace) = &mut traced {
         trace.notes.extend(left);
@@ -101,7 +104,7 @@ pub fn trace(mut what: Traced<'_>) -> Result<Trace, RunError> {
 pub fn gauge() -> Result<Option<TraceCost>, RunError> {
     let exe = own_binary();
     let mut home = Home::create(&exe)?;
-    let cost = prepare(&home, None).map(|prepared| measure(&exe, &prepared.gauge));
+    let cost = prepare(&home, None, None).map(|prepared| measure(&exe, &prepared.gauge));
     // Whoever measures something has a run of its own, which says what it left.
     let _ = home.close();
     cost
@@ -116,7 +119,11 @@ struct Prepared {
     gauge: PathBuf,
 }
 
-fn prepare(home: &Home, lines: Option<&Arc<Lines>>) -> Result<Prepared, RunError> {
+fn prepare(
+    home: &Home,
+    lines: Option<&Arc<Lines>>,
+    listener: Option<debug::Listener>,
+) -> Result<Prepared, RunError> {
     let refused = |why: String| {
         environment(
             format!("nothing can be traced here: {why}"),
@@ -124,7 +131,7 @@ fn prepare(home: &Home, lines: Option<&Arc<Lines>>) -> Result<Prepared, RunError
         )
     };
     let kernel =
-        tracer::load(home.cgroup.as_deref(), 1, &Feature::ALL, None, None).map_err(refused)?;
+        tracer::load(home.cgroup.as_deref(), 1, &Feature::ALL, None, listener).map_err(refused)?;
     let missing = |feature| kernel.missing().iter().find(|(f, _)| *f == feature);
     if let Some((_, why)) = missing(Feature::Calls) {
         return Err(refused(why.clone()));
@@ -157,11 +164,12 @@ fn prepare(home: &Home, lines: Option<&Arc<Lines>>) -> Result<Prepared, RunError
 fn follow(
     what: &Traced<'_>,
     lines: Option<&Arc<Lines>>,
+    listener: Option<debug::Listener>,
     exe: &Path,
     home: &Home,
     signals: &Signals,
 ) -> Result<Trace, RunError> {
-    let prepared = prepare(home, lines)?;
+    let prepared = prepare(home, lines, listener)?;
     let notes = prepared
         .kernel
         .missing()
@@ -288,20 +296,26 @@ fn measure(exe: &Path, gauge: &Path) -> Option<TraceCost> {
             .ok()?;
         String::from_utf8(output.stdout).ok()?.trim().parse().ok()
     };
-    let added = |call: &str| -> Option<f64> {
-        let (mut plain, mut watched) = (f64::MAX, f64::MAX);
+    // How much longer it takes, and by how much measurements of the same differ.
+    let added = |call: &str| -> Option<(f64, f64)> {
+        let (mut plain, mut watched) = (vec![], vec![]);
         // In turns, so that a machine that becomes slower does so for both.
         for _ in 0..ROUNDS {
-            plain = plain.min(once(call, false)?);
-            watched = watched.min(once(call, true)?);
+            plain.push(once(call, false)?);
+            watched.push(once(call, true)?);
         }
-        Some((watched - plain).max(0.0))
+        let least = |all: &[f64]| all.iter().copied().fold(f64::MAX, f64::min);
+        let most = |all: &[f64]| all.iter().copied().fold(0.0, f64::max);
+        let spread = |all: &[f64]| most(all) - least(all);
+        let more = (least(&watched) - least(&plain)).max(0.0);
+        Some((more, spread(&plain).max(spread(&watched))))
     };
-    let call_ns = added("getppid")?;
+    let (call_ns, unsure_ns) = added("getppid")?;
     Some(TraceCost {
         call_ns,
         // Each open comes with a close, which costs what any call costs.
-        open_ns: (added("open")? - call_ns).max(call_ns),
+        open_ns: (added("open")?.0 - call_ns).max(call_ns),
+        unsure_ns,
     })
 }
 
@@ -324,20 +338,24 @@ pub fn enter(group: &Path, command: &[OsString]) -> ExitCode {
     ExitCode::from(126)
 }
 
-/// The body of `__spin CALL COUNT`: prints how many nanoseconds one call takes.
+/// The body of `__spin CALL COUNT`: prints how many nanoseconds one call takes where nothing else delays it.
 pub fn spin(call: &str, count: u64) -> ExitCode {
-    let began = Instant::now();
-    for _ in 0..count {
-        match call {
-            "open" => drop(std::fs::File::open("/dev/null")),
-            _ => {
-                nix::unistd::getppid();
+    let mut fastest = f64::MAX;
+    let mut left = count;
+    while left > 0 {
+        let batch = left.min(BATCH);
+        let began = Instant::now();
+        for _ in 0..batch {
+            match call {
+                "open" => drop(std::fs::File::open("/dev/null")),
+                _ => {
+                    nix::unistd::getppid();
+                }
             }
         }
+        fastest = fastest.min(began.elapsed().as_nanos() as f64 / batch as f64);
+        left -= batch;
     }
-    println!(
-        "{}",
-        began.elapsed().as_nanos() as f64 / count.max(1) as f64
-    );
+    println!("{fastest}");
     ExitCode::SUCCESS
 }
