@@ -112,6 +112,7 @@ fn an_interface_is_measured_in_balanced_blocks() {
         text.contains("inside api.http, by the proxy's own clock"),
         "{text}"
     );
+    assert!(text.contains("generator: "), "{text}");
     assert!(text.contains("api.raw: tcp has no request"), "{text}");
     let document = spec.json("a.json");
     assert_eq!(
@@ -141,6 +142,13 @@ fn an_interface_is_measured_in_balanced_blocks() {
     assert_eq!(subject["other"]["failed"], 0);
     let page = fs::read_to_string(spec.dir().join("a.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("api.http"));
+    for said in [
+        "inside api.http, by the proxy's own clock",
+        "us of CPU a call",
+        "generator: ",
+    ] {
+        assert!(page.contains(said), "{said}");
+    }
     // The same compared with itself has no caveat.
     let again = [
         "--interface",
@@ -216,6 +224,151 @@ fn the_trial_without_an_effect_goes_around_the_proxy_on_both_sides() {
     let subject = &spec.json("a.json")["subjects"][0];
     assert_eq!(subject["inside"], serde_json::json!([]));
     assert!(subject["other"]["count"].as_u64().unwrap() > 0);
+    // What was put in is no baseline.
+    let text = err(&spec.bench(&[2], &["--compare", "a.json"]));
+    assert!(text.contains("it was taken with --trial null"), "{text}");
+}
+
+/// A server of Python's that tells each connection apart, and does with a request what the spec asks for.
+const COUNTING: &str = r#"
+import http.server, os, sys, threading, time
+lock, seen = threading.Lock(), [0, 0]
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def setup(self):
+        super().setup()
+        with lock:
+            seen[0] += 1
+    def do_GET(self):
+        with lock:
+            seen[1] += 1
+            n = seen[1]
+        with open("seen", "w") as f:
+            f.write("%d %d" % tuple(seen))
+        if n == int(os.environ.get("STALL", 0)):
+            time.sleep(1)
+        if n == int(os.environ.get("DIE", 0)):
+            os._exit(7)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+Server(("127.0.0.1", int(os.environ["FAULTBOX_API_HTTP_PORT"])), Handler).serve_forever()
+"#;
+
+/// [`COUNTING`] with this environment, and the workload `gets` on it.
+fn counting(env: &str) -> Spec {
+    let spec = Spec::new(&format!(
+        r#"
+api = service("api", "python3", interface("http", "http", 0), args = ["server.py"],
+    env = {{{env}}}, healthcheck = ready(interface="http", timeout="60s"),
+)
+def get():
+    return api.http.get(path="/")
+workload("gets", get, rate=50, target=api.http)
+"#
+    ));
+    fs::write(spec.dir().join("server.py"), COUNTING).unwrap();
+    spec
+}
+
+#[test]
+fn callers_keep_their_connections_from_block_to_block() {
+    if !python() {
+        return;
+    }
+    let spec = counting("");
+    let args = [
+        "--duration",
+        "2400ms",
+        "--json",
+        "a.json",
+        "--budget",
+        "added_p50<1h",
+    ];
+    let text = out(&spec.bench(&[0, 4], &args));
+    let seen = fs::read_to_string(spec.dir().join("seen")).unwrap();
+    let (connections, calls) = seen.split_once(' ').unwrap();
+    let (connections, calls): (u32, u32) = (connections.parse().unwrap(), calls.parse().unwrap());
+    // 24 blocks and more of two or more calls each; a connection for each block would be as many as blocks at least.
+    assert!(calls > 100 && connections < 24, "{connections} for {calls}");
+    let document = spec.json("a.json");
+    let subject = &document["subjects"][0];
+    assert_eq!(subject["label"], "api.http (gets)");
+    assert_eq!(document["budgets"][0]["subject"], "api.http (gets)");
+    assert!(subject["generator"]["cpu_us"].as_f64().unwrap() > 0.0);
+    assert!(subject["generator"]["idle_rate"].as_f64().unwrap() > 0.0);
+    assert!(text.contains("generator: "), "{text}");
+    // The mean rate is the stated one, by the side's own clock.
+    for side in ["direct", "mediated"] {
+        let blocks = subject["blocks"].as_array().unwrap();
+        let mine: Vec<&Value> = blocks.iter().filter(|b| b["side"] == side).collect();
+        let planned = mine.len() as f64 * 0.05;
+        let overrun: f64 = mine
+            .iter()
+            .map(|b| b["overrun_ms"].as_f64().unwrap() / 1e3)
+            .sum();
+        let calls: u64 = mine.iter().map(|b| b["count"].as_u64().unwrap()).sum();
+        let due = (planned + overrun) * 50.0;
+        assert!(
+            (calls as f64 - due).abs() <= 2.0,
+            "{side}: {calls} of {due}"
+        );
+    }
+}
+
+#[test]
+fn a_stall_is_seen_by_every_call_that_was_due_in_it() {
+    if !python() {
+        return;
+    }
+    let spec = counting(r#""STALL": "60""#);
+    let args = [
+        "--duration",
+        "2400ms",
+        "--connections",
+        "1",
+        "--rate",
+        "50",
+        "--json",
+        "a.json",
+    ];
+    // The only caller of a side waits, and with it all calls that are due.
+    let text = out(&spec.bench(&[0], &args));
+    let document = spec.json("a.json");
+    let blocks = document["subjects"][0]["blocks"].as_array().unwrap();
+    let stalled = blocks.iter().max_by(|a, b| {
+        let overrun = |v: &Value| v["overrun_ms"].as_f64().unwrap();
+        overrun(a).total_cmp(&overrun(b))
+    });
+    let stalled = stalled.unwrap();
+    // A second at 50 a second, and not the two or three calls of a block.
+    assert!(stalled["count"].as_u64().unwrap() >= 40, "{stalled}");
+    assert!(stalled["p50_us"].as_f64().unwrap() > 100_000.0, "{stalled}");
+    assert_eq!(stalled["kept_rate"], false);
+    assert!(text.contains("the rate was not kept in"), "{text}");
+}
+
+#[test]
+fn a_service_that_dies_is_named_and_fails_the_bench() {
+    if !python() {
+        return;
+    }
+    let spec = counting(r#""DIE": "80""#);
+    let files = ["--json", "a.json", "--html", "a.html"];
+    let text = out(&spec.bench(&[1], &[&["--duration", "4s"][..], &files].concat()));
+    let said = "api did not live to the end of the bench: it exited with status 7";
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(flat.contains(said), "{text}");
+    let error = spec.json("a.json")["subjects"][0]["error"].clone();
+    assert!(error.as_str().unwrap().contains(said), "{error}");
+    let page = fs::read_to_string(spec.dir().join("a.html")).unwrap();
+    assert!(page.contains(said), "{page}");
 }
 
 #[test]
@@ -341,6 +494,32 @@ fn what_cannot_be_measured_is_said_before_anything_runs() {
     ] {
         spec.bench(&[2], &[flag, value]);
     }
+    let text = err(&spec.bench(&[2], &["--interface", ""]));
+    assert!(text.contains("the name is empty"), "{text}");
+    let text = err(&spec.bench(&[2], &["--budget", "added_max<1ms"]));
+    assert!(text.contains("a maximum is a single call"), "{text}");
+    // The least blocks would have to be longer.
+    let slow = ["--interface", "api.http", "--rate", "0.001"];
+    let text = err(&spec.bench(&[2], &slow));
+    assert!(text.contains("less than one call"), "{text}");
+    assert!(text.contains("--duration 24000s"), "{text}");
+    for (path, why) in [("no/a.json", "no such file"), (".", "is a directory")] {
+        for flag in ["--json", "--html"] {
+            let text = err(&spec.bench(&[3], &[flag, path]));
+            assert!(
+                text.contains(why) && text.contains("nothing was run"),
+                "{text}"
+            );
+        }
+    }
+    for device in ["/dev/zero", "."] {
+        let text = err(&spec.bench(&[2], &["--compare", device]));
+        assert!(text.contains("no regular file"), "{text}");
+    }
+    let fifo = spec.dir().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let text = err(&spec.bench(&[2], &["--compare", "fifo"]));
+    assert!(text.contains("no regular file"), "{text}");
     let text = err(&Spec::new("x = 1\n").bench(&[2], &[]));
     assert!(
         text.contains("declare a service with an interface"),

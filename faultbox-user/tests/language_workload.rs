@@ -159,6 +159,8 @@ def test_it():
         assert_eq(r.failed, 0 if fn == fine else r.count)
         assert_eq(total(r), [r.count, r.failed])
         assert_eq(r.ok, r.count - r.failed)
+        # Nobody answers to a call that is refused; an error is an answer.
+        assert_eq(r.rate == 0, fn == refused)
         kinds[str(fn).split(".")[-1]] = list(r.errors.keys())
     return kinds
 "#,

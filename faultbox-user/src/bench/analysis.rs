@@ -3,7 +3,7 @@
 use faultbox_contract::Meter;
 use hdrhistogram::Histogram;
 
-use super::drive::{Block, Taken};
+use super::drive::{Block, Idling, Taken};
 use super::plan::{Plan, Skipped, Subject};
 use super::stats::{self, Amount, Interval, Pair, Pairs};
 use crate::bench::machine::Machine;
@@ -47,6 +47,8 @@ pub struct Finding {
     pub cpu: Vec<Spent>,
     /// What the proxies, or the supervisor, measured of themselves.
     pub inside: Vec<Inside>,
+    /// What the generator itself takes and could do at most; `None` if not a single call was made.
+    pub generator: Option<Generator>,
     /// Calls by side: base, other.
     pub sides: [Side; 2],
     /// The blocks.
@@ -85,6 +87,36 @@ pub struct Spent {
     pub memory: u64,
 }
 
+/// The generator of the calls: its own share of what was measured, and its ceiling.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Generator {
+    /// CPU time a call of the base, in microseconds: all of it is the generator's.
+    pub cpu_us: f64,
+    /// The median latency of the base, in microseconds. As much of it as the CPU time is the generator's, at most.
+    pub base_p50_us: f64,
+    /// Calls a second that this CPU time allows on all cores, if nothing else ran.
+    pub most: f64,
+    /// With calls that do nothing.
+    pub idling: Option<Idling>,
+}
+
+impl Generator {
+    fn of(cpu: &[Spent], base_p50: f64, idling: Option<Idling>, cores: usize) -> Option<Generator> {
+        let cpu_us = cpu.first()?.base_us;
+        (cpu_us.is_finite() && cpu_us > 0.0).then_some(Generator {
+            cpu_us,
+            base_p50_us: base_p50 / 1e3,
+            most: cores as f64 * 1e6 / cpu_us,
+            idling,
+        })
+    }
+
+    /// The share of the base's median that is the generator's CPU time, at most.
+    pub fn share(&self) -> f64 {
+        (self.cpu_us / self.base_p50_us).min(1.0)
+    }
+}
+
 /// A proxy's or a supervisor's own measure.
 #[derive(Debug, Clone)]
 pub struct Inside {
@@ -107,8 +139,12 @@ pub struct Side {
     pub errors: Vec<(String, u64)>,
     /// Answered calls a second.
     pub rate: f64,
+    /// Calls that were due and never begun; they count as failed, too.
+    pub unsent: u64,
     /// Blocks in which the generator could not keep the rate.
     pub overloaded: u64,
+    /// Those of them that took longer than planned.
+    pub overran: u64,
 }
 
 impl Bench {
@@ -120,11 +156,12 @@ impl Bench {
 }
 
 impl Finding {
-    /// Concludes from what was taken.
-    pub fn of(subject: Subject, taken: Taken, seed: u64) -> Finding {
+    /// Concludes from what was taken on a machine with so many cores.
+    pub fn of(subject: Subject, taken: Taken, seed: u64, cores: usize) -> Finding {
         let Taken {
             blocks,
             inside,
+            generator,
             trapped,
             error,
             unavailable: _,
@@ -153,22 +190,23 @@ impl Finding {
             let pairs: Vec<_> = neighbours.iter().map(|(d, m)| (pick(d), pick(m))).collect();
             stats::ratio(&pairs, seed)
         };
-        let answered = |b: &Block| (b.count() - b.unsent.min(b.count())) as f64;
+        let cpu = spent(&blocks);
         Finding {
+            generator: Generator::of(&cpu, compared.base[0], generator, cores),
             rows,
             throughput: match subject.shape {
                 // The rate of an open loop is what was asked for.
                 Shape::Open { .. } => None,
                 Shape::Closed { .. } => per(&|b| Amount {
-                    of: answered(b),
+                    of: b.answered() as f64,
                     per: b.took.as_secs_f64(),
                 }),
             },
             own_cpu: per(&|b| Amount {
                 of: b.own.cpu.as_secs_f64(),
-                per: answered(b),
+                per: b.made() as f64,
             }),
-            cpu: spent(&blocks),
+            cpu,
             inside: inside.iter().map(Inside::of).collect(),
             sides: [true, false].map(|base| Side::of(&blocks, base)),
             subject,
@@ -245,8 +283,7 @@ fn spent(blocks: &[Block]) -> Vec<Spent> {
                 let side = || blocks.iter().filter(|b| b.base == base);
                 let cpu: f64 = side().map(|b| reading(b, name).cpu.as_secs_f64()).sum();
                 // Calls that were never begun took nothing.
-                let answered = |b: &Block| b.count() - b.unsent.min(b.count());
-                cpu * 1e6 / side().map(answered).sum::<u64>() as f64
+                cpu * 1e6 / side().map(Block::made).sum::<u64>() as f64
             };
             Spent {
                 name: name.unwrap_or("faultbox").to_owned(),
@@ -289,7 +326,9 @@ impl Side {
             side.count += count;
             side.failed += block.failed;
             side.overloaded += u64::from(block.overloaded);
-            answered += count - block.unsent.min(count);
+            side.unsent += block.unsent;
+            side.overran += u64::from(!block.overrun.is_zero());
+            answered += block.answered();
             took += block.took.as_secs_f64();
             for (kind, n) in &block.errors {
                 match side.errors.iter_mut().find(|(k, _)| k == kind) {
@@ -304,6 +343,11 @@ impl Side {
             false => 0.0,
         };
         side
+    }
+
+    /// More of the calls that were made failed than can be overlooked: what the figures are of is not what was to be measured.
+    pub fn is_broken(&self) -> bool {
+        self.failed.saturating_sub(self.unsent) as f64 > self.count as f64 * 0.01
     }
 
     /// More calls failed than a comparison of latencies can overlook.
@@ -338,6 +382,8 @@ pub(super) mod tests {
                     failed: 0,
                     errors: vec![],
                     unsent: 0,
+                    unanswered: 0,
+                    overrun: Duration::ZERO,
                     overloaded: false,
                     own: Reading {
                         cpu: Duration::from_millis(if base { 20 } else { 50 }),
@@ -372,6 +418,9 @@ pub(super) mod tests {
                 interface: "http".to_owned(),
             },
             shape: Shape::Closed { callers: 1 },
+            asked: Duration::from_millis(4800),
+            rounds: 12,
+            block: Duration::from_millis(100),
             state: None,
         }
     }
@@ -394,7 +443,7 @@ pub(super) mod tests {
     fn states_of_a_service_stand_together() {
         let mut bench = super::super::document::tests::bench(0);
         for (state, added) in State::ALL.into_iter().zip([1, 20, 30]) {
-            let finding = Finding::of(in_state(state), taken(12, added), 1);
+            let finding = Finding::of(in_state(state), taken(12, added), 1, 2);
             bench.subjects.push(finding);
         }
         let groups: Vec<usize> = bench.groups().map(<[Finding]>::len).collect();
@@ -410,7 +459,7 @@ pub(super) mod tests {
 
     #[test]
     fn nothing_is_found_where_nothing_is() {
-        let finding = Finding::of(subject(), taken(12, 0), 1);
+        let finding = Finding::of(subject(), taken(12, 0), 1, 2);
         for row in &finding.rows {
             let found = row.added.is_some_and(|a| a.excludes(0.0));
             assert!(!found, "{row:?}");
@@ -422,7 +471,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_was_added_is_found() {
-        let finding = Finding::of(subject(), taken(12, 300), 1);
+        let finding = Finding::of(subject(), taken(12, 300), 1, 2);
         for row in &finding.rows[..3] {
             let added = row.added.unwrap();
             assert!(added.excludes(0.0), "{row:?}");
@@ -443,12 +492,42 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_nobody_answered_is_no_throughput() {
+        let mut refused = taken(12, 0);
+        for block in refused.blocks.iter_mut().filter(|b| !b.base) {
+            (block.failed, block.unanswered) = (500, 500);
+            block.overrun = Duration::from_millis(1);
+        }
+        let finding = Finding::of(subject(), refused, 1, 2);
+        assert_eq!(finding.throughput.unwrap().value, 0.5);
+        assert_eq!(
+            (finding.sides[0].rate.round(), finding.sides[1].rate.round()),
+            (10_000.0, 5_000.0)
+        );
+        assert!(finding.sides[1].is_broken() && !finding.sides[0].is_broken());
+        assert_eq!(
+            (finding.sides[0].overran, finding.sides[1].overran),
+            (0, 24)
+        );
+        // 20 us of a median of some 150.
+        let generator = finding.generator.unwrap();
+        assert_eq!(
+            (generator.cpu_us.round(), generator.most.round()),
+            (20.0, 100_000.0)
+        );
+        assert!(
+            generator.share() > 0.05 && generator.share() < 0.2,
+            "{generator:?}"
+        );
+    }
+
+    #[test]
     fn no_blocks_are_no_panic() {
         let taken = Taken {
             error: Some("every call failed".to_owned()),
             ..Taken::default()
         };
-        let finding = Finding::of(subject(), taken, 1);
+        let finding = Finding::of(subject(), taken, 1, 2);
         assert!(
             finding
                 .rows

@@ -1,15 +1,20 @@
 //! A bench as one JSON document, and what a later one reads of it.
 
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
-use super::analysis::{Bench, Finding, Row, Side};
+use super::analysis::{Bench, Finding, Generator, Row, Side};
 use super::drive::Block;
 use super::judge::Judged;
+use super::log;
 use super::machine::Machine;
 use super::plan::Subject;
 use super::stats::{Interval, LEVEL};
-use super::{log, plan};
 use crate::report::budget::Quantile;
 use crate::workload::Shape;
 
@@ -32,10 +37,7 @@ pub fn document(bench: &Bench, judged: &[Judged], changes: &[Change]) -> Value {
         "duration_ms": bench.duration_ms,
         "level": LEVEL,
         "machine": bench.machine,
-        "trial": bench.plan.trial.map(|t| match t {
-            plan::Trial::Null => "null".to_owned(),
-            plan::Trial::Delay(d) => format!("delay={}", faultbox_contract::duration::show(d)),
-        }),
+        "trial": bench.plan.trial.map(|t| t.to_string()),
         "subjects": bench.subjects.iter().map(subject).collect::<Vec<_>>(),
         "skipped": bench.skipped
             .iter()
@@ -94,8 +96,10 @@ fn subject(finding: &Finding) -> Value {
         "name": finding.subject.name,
         "what": finding.subject.what,
         "protocol": finding.subject.protocol,
+        "label": finding.subject.label(),
         "rate": rate,
         "connections": callers,
+        "generator": finding.generator.map(generator),
         "quantiles": finding.rows.iter().map(quantile).collect::<Map<_, _>>(),
         "throughput_ratio": interval(finding.throughput, 1.0),
         "cpu_ratio": interval(finding.own_cpu, 1.0),
@@ -128,6 +132,16 @@ fn subject(finding: &Finding) -> Value {
     })
 }
 
+fn generator(generator: Generator) -> Value {
+    json!({
+        "cpu_us": number(generator.cpu_us),
+        "base_share": number(generator.share()),
+        "most_rate": number(generator.most),
+        "idle_rate": generator.idling.map(|i| number(i.rate)),
+        "idle_cpu_us": generator.idling.map(|i| number(i.cpu_us)),
+    })
+}
+
 fn side(side: &Side) -> Value {
     let errors: Map<String, Value> = side
         .errors
@@ -139,7 +153,9 @@ fn side(side: &Side) -> Value {
         "failed": side.failed,
         "errors": errors,
         "rate": side.rate,
+        "unsent": side.unsent,
         "overloaded_blocks": side.overloaded,
+        "overrun_blocks": side.overran,
     })
 }
 
@@ -157,6 +173,9 @@ fn block(block: &Block, names: [&'static str; 2]) -> Value {
         "count": block.count(),
         "failed": block.failed,
         "unsent": block.unsent,
+        "unanswered": block.unanswered,
+        "overrun_ms": block.overrun.as_secs_f64() * 1e3,
+        "kept_rate": !block.overloaded,
         "p50_us": number(block_quantile(block, 0.5) / 1e3),
         "p99_us": number(block_quantile(block, 0.99) / 1e3),
         "own_cpu_ms": cpu(&block.own),
@@ -177,9 +196,16 @@ pub fn block_quantile(block: &Block, share: f64) -> f64 {
     f64::NAN
 }
 
+/// The most that a baseline may have: ours have some hundred kilobytes a subject.
+const LONGEST: u64 = 16 << 20;
+
 /// An earlier bench, as far as a later one compares itself with it.
 #[derive(Debug, Clone)]
 pub struct Baseline {
+    /// The spec as its user named it.
+    spec: String,
+    /// The version of Faultbox.
+    version: String,
     /// Where it ran.
     pub machine: Machine,
     /// Subject, what it did, quantile, what was added in nanoseconds.
@@ -191,10 +217,34 @@ pub struct Baseline {
 }
 
 impl Baseline {
+    /// Reads a file that has what [`render`] wrote.
+    ///
+    /// # Errors
+    /// It cannot be read, is no regular file or too large, or as [`Baseline::read`]; a lower-case fragment.
+    pub fn open(path: &Path) -> Result<Baseline, String> {
+        let unreadable = |e: std::io::Error| format!("it cannot be read: {e}");
+        // Opening a pipe would wait for somebody to write.
+        let mut options = File::options();
+        let options = options.read(true).custom_flags(nix::libc::O_NONBLOCK);
+        let file = options.open(path).map_err(unreadable)?;
+        if !file.metadata().map_err(unreadable)?.is_file() {
+            return Err("it is no regular file".to_owned());
+        }
+        let mut text = vec![];
+        file.take(LONGEST + 1)
+            .read_to_end(&mut text)
+            .map_err(unreadable)?;
+        if text.len() as u64 > LONGEST {
+            return Err(format!("it has more than {} MiB", LONGEST >> 20));
+        }
+        Baseline::read(&String::from_utf8_lossy(&text))
+    }
+
     /// Reads what [`render`] wrote.
     ///
     /// # Errors
-    /// It is no document of a bench, or one of another version; a lower-case fragment.
+    /// It is no document of a bench, one of another version, one that was tried out with a known effect, or one whose figures cannot be; a
+    /// lower-case fragment.
     pub fn read(text: &str) -> Result<Baseline, String> {
         let document: Value =
             serde_json::from_str(text).map_err(|e| format!("it is no JSON document: {e}"))?;
@@ -207,23 +257,43 @@ impl Baseline {
                 document["schema"]
             ));
         }
+        if let Some(trial) = document["trial"].as_str() {
+            return Err(format!(
+                "it was taken with --trial {trial}: its figures are of an effect that was put in, and nothing can be compared with them"
+            ));
+        }
         let machine = serde_json::from_value(document["machine"].clone())
             .map_err(|e| format!("its `machine` cannot be read: {e}"))?;
+        let said = |name: &str| document[name].as_str().unwrap_or_default().to_owned();
         let (mut added, mut subjects, mut latencies) = (vec![], vec![], vec![]);
         for subject in document["subjects"].as_array().into_iter().flatten() {
             let text = |name: &str| subject[name].as_str().unwrap_or_default().to_owned();
             subjects.push((text("name"), text("what"), load(subject)));
-            latencies.push((text("name"), text("what"), log::read(&text("log"))));
+            let sides = log::read(&text("log"))
+                .map_err(|e| format!("the `log` of its {} cannot be read: {e}", text("name")))?;
+            latencies.push((text("name"), text("what"), sides));
             for quantile in Quantile::ALL {
                 let value = &subject["quantiles"][quantile.name()]["added_us"];
                 let ns = |name: &str| value[name].as_f64().map(|us| us * 1e3);
                 if let (Some(value), Some(low), Some(high)) = (ns("value"), ns("low"), ns("high")) {
                     let interval = Interval { value, low, high };
+                    let sound = [value, low, high].into_iter().all(f64::is_finite)
+                        && low <= value
+                        && value <= high;
+                    if !sound {
+                        return Err(format!(
+                            "the {} of its {} is no interval: {low} to {high} ns around {value}",
+                            quantile.name(),
+                            text("name")
+                        ));
+                    }
                     added.push((text("name"), text("what"), quantile, interval));
                 }
             }
         }
         Ok(Baseline {
+            spec: said("spec"),
+            version: said("faultbox"),
             machine,
             added,
             subjects,
@@ -272,6 +342,25 @@ impl Baseline {
             .into_iter()
             .map(|d| format!("the baseline ran elsewhere: {d}"))
             .collect();
+        for (what, before, now) in [
+            ("spec", self.spec.as_str(), bench.spec.as_str()),
+            ("faultbox", self.version.as_str(), env!("CARGO_PKG_VERSION")),
+        ] {
+            if before != now {
+                all.push(format!(
+                    "the baseline is of another {what}: {before}, now {now}"
+                ));
+            }
+        }
+        if let Some(trial) = bench.plan.trial {
+            all.push(format!("this is a trial ({trial}), the baseline is none"));
+        }
+        for (name, what, _) in &self.subjects {
+            let known = |f: &Finding| f.subject.name == *name && f.subject.what == *what;
+            if !bench.subjects.iter().any(known) {
+                all.push(format!("only the baseline has {name} ({what})"));
+            }
+        }
         for finding in &bench.subjects {
             let Subject { name, what, .. } = &finding.subject;
             match self
@@ -337,11 +426,9 @@ impl Change {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::time::Duration;
-
     use super::super::analysis::tests::{subject, taken};
     use super::*;
-    use crate::bench::plan::Plan;
+    use crate::bench::plan::{Plan, Skipped};
 
     /// A bench of one subject whose proxy adds this.
     pub fn bench(added_us: u64) -> Bench {
@@ -351,8 +438,6 @@ pub(super) mod tests {
             duration_ms: 4800.0,
             plan: Plan {
                 subjects: vec![subject()],
-                rounds: 12,
-                block: Duration::from_millis(100),
                 trial: None,
             },
             machine: Machine {
@@ -364,8 +449,8 @@ pub(super) mod tests {
                 load: 0.5,
                 steal: 0.0,
             },
-            subjects: vec![Finding::of(subject(), taken(12, added_us), 7)],
-            skipped: vec![plan::Skipped {
+            subjects: vec![Finding::of(subject(), taken(12, added_us), 7, 2)],
+            skipped: vec![Skipped {
                 name: "api.raw".to_owned(),
                 reason: "tcp has no request that every server answers".to_owned(),
             }],
@@ -402,7 +487,15 @@ pub(super) mod tests {
         assert!(caveats.contains("cores: 64, before 2"), "{caveats}");
         assert!(caveats.contains("was called otherwise"), "{caveats}");
         now.subjects[0].subject.what = "workload other".to_owned();
-        assert!(before.caveats(&now)[1].contains("the baseline has no api.http"));
+        now.spec = "other.star".to_owned();
+        let caveats = before.caveats(&now).join("\n");
+        for said in [
+            "the baseline has no api.http",
+            "only the baseline has api.http (GET /)",
+            "another spec: orders.star, now other.star",
+        ] {
+            assert!(caveats.contains(said), "{caveats}");
+        }
     }
 
     #[test]
@@ -419,13 +512,36 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn figures_that_cannot_be_are_refused() {
+        let good = document(&bench(100), &[], &[]);
+        let spoilt = |spoil: &dyn Fn(&mut Value)| {
+            let mut bad = good.clone();
+            spoil(&mut bad);
+            Baseline::read(&bad.to_string()).unwrap_err()
+        };
+        let p50 = "/subjects/0/quantiles/p50/added_us";
+        let error = spoilt(&|v| v.pointer_mut(p50).unwrap()["low"] = json!(1e9));
+        assert!(error.contains("is no interval"), "{error}");
+        let error = spoilt(&|v| v.pointer_mut(p50).unwrap()["high"] = json!(1e308));
+        assert!(error.contains("is no interval"), "{error}");
+        let error = spoilt(&|v| v["subjects"][0]["log"] = json!("Tag=a,0,1,2,nonsense"));
+        assert!(error.contains("`log`"), "{error}");
+        let error = spoilt(&|v| v["trial"] = json!("null"));
+        assert!(error.contains("--trial null"), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        for path in [dir.path(), Path::new("/dev/zero")] {
+            assert_eq!(Baseline::open(path).unwrap_err(), "it is no regular file");
+        }
+    }
+
+    #[test]
     fn without_a_call_there_is_no_number() {
         let mut bench = bench(0);
         let taken = super::super::drive::Taken {
             error: Some("every call failed".to_owned()),
             ..Default::default()
         };
-        bench.subjects = vec![Finding::of(subject(), taken, 1)];
+        bench.subjects = vec![Finding::of(subject(), taken, 1, 2)];
         let document = document(&bench, &[], &[]);
         let p50 = &document["subjects"][0]["quantiles"]["p50"];
         assert_eq!(p50["base_us"], Value::Null);

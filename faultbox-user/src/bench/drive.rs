@@ -17,12 +17,17 @@ use crate::plan::{FaultPart, FaultSet, MeterSnapshot, Outcome, SpecPos, Topology
 use crate::run::fleet;
 use crate::run::host::{Bypass, TestHost};
 use crate::spec::{ArmId, BodyVerdict, Host, LoadedSpec, Transcript};
-use crate::workload::{self, Done, Load, Summary};
+use crate::workload::line::Blocked;
+use crate::workload::{self, Done, Line, Shape, Turns, is_silence};
 
 /// The longest that a single probe may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// How often a warm-up is begun in which no call was made.
 const WARM_UPS: u32 = 10;
+/// For how long the generator calls nothing at all, to see how fast it could.
+const IDLING: Duration = Duration::from_millis(100);
+/// How long after refused calls the death of a service may take to be known.
+const NEWS: Duration = Duration::from_millis(100);
 /// Characters of a failure that tell its kind.
 const KIND: usize = 120;
 
@@ -42,12 +47,23 @@ pub struct Taken {
     pub blocks: Vec<Block>,
     /// What the proxies measured of themselves meanwhile, the warm-up not counted.
     pub inside: Vec<MeterSnapshot>,
+    /// What the generator does when there is nothing to wait for.
+    pub generator: Option<Idling>,
     /// Which system calls were trapped, and why those.
     pub trapped: Option<String>,
     /// Why there are no (further) blocks.
     pub error: Option<String>,
     /// Why this machine cannot have it at all, and what would help.
     pub unavailable: Option<String>,
+}
+
+/// The generator alone, in a closed loop of the same callers, with calls that do nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Idling {
+    /// Calls a second.
+    pub rate: f64,
+    /// CPU time a call, in microseconds.
+    pub cpu_us: f64,
 }
 
 /// One stretch of load on one side.
@@ -67,6 +83,10 @@ pub struct Block {
     pub errors: Vec<(String, u64)>,
     /// Calls of an open loop that were due and never begun.
     pub unsent: u64,
+    /// Calls that were made and that nobody answered.
+    pub unanswered: u64,
+    /// How much longer it took than planned, because calls stalled or were too many. What was due meanwhile is among its calls.
+    pub overrun: Duration,
     /// The generator could not keep the rate.
     pub overloaded: bool,
     /// What faultbox took: the generator on both sides, the proxy on one.
@@ -79,6 +99,16 @@ impl Block {
     /// Calls.
     pub fn count(&self) -> u64 {
         self.pairs.iter().map(|(_, n)| n).sum()
+    }
+
+    /// Calls that were begun.
+    pub fn made(&self) -> u64 {
+        self.count().saturating_sub(self.unsent)
+    }
+
+    /// Calls that somebody answered, be it with an error.
+    pub fn answered(&self) -> u64 {
+        self.made().saturating_sub(self.unanswered)
     }
 }
 
@@ -98,6 +128,8 @@ pub fn drive(
         spec,
         host,
         transcript,
+        // A job that is done is no service that dies.
+        gone: dead(host).map(|(name, _)| name).collect(),
     };
     bench.trace_as_needed();
     let subjects = plan
@@ -126,6 +158,27 @@ pub(super) struct Bench<'a> {
     pub(super) spec: &'a LoadedSpec,
     pub(super) host: &'a Arc<TestHost>,
     pub(super) transcript: &'a Transcript,
+    /// Services that had ended before anything was measured.
+    gone: Vec<String>,
+}
+
+/// Services that have ended by themselves, and how.
+fn dead(host: &TestHost) -> impl Iterator<Item = (String, String)> {
+    let ended = |m: &Arc<crate::run::host::Managed>| {
+        Some((m.service.decl().name.clone(), m.service.ended()?))
+    };
+    host.services().iter().filter_map(ended)
+}
+
+/// Ends lines however the measuring ends: their callers are waited for.
+struct Closing<'a>(&'a [&'a Line]);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        for line in self.0 {
+            line.stop();
+        }
+    }
 }
 
 impl Bench<'_> {
@@ -152,44 +205,144 @@ impl Bench<'_> {
     }
 
     fn rounds(&self, subject: &Subject, taken: &mut Taken) -> Result<(), String> {
-        for base in [true, false] {
-            self.warm_up(subject, base, self.plan.block)?;
-        }
-        let before = self.host.interface_meters();
-        let start = Instant::now();
-        for round in 0..self.plan.of_subject(subject).0 {
-            // A drift of the machine hits both sides alike, whatever its direction.
-            let first = round % 2 == 0;
-            for base in [first, !first, !first, first] {
-                taken.blocks.push(self.block(subject, base, start)?);
+        taken.generator = self.idling(subject.shape.callers())?;
+        let [base, other] = [(); 2].map(|()| Line::new(subject.shape));
+        let lines = [&other, &base];
+        self.manned(subject, &lines, || {
+            for around in [true, false] {
+                self.warm_up(subject, lines[usize::from(around)], around, subject.block)?;
             }
-        }
-        taken.inside = since(&before, self.host.interface_meters());
-        Ok(())
+            let before = self.host.interface_meters();
+            let start = Instant::now();
+            let mut slack = [subject.slack(); 2];
+            for round in 0..subject.cut().0 {
+                // A drift of the machine hits both sides alike, whatever its direction.
+                let first = round % 2 == 0;
+                for base in [first, !first, !first, first] {
+                    let side = usize::from(base);
+                    let block = self.block(subject, lines[side], base, start, &mut slack[side])?;
+                    taken.blocks.push(block);
+                }
+            }
+            taken.inside = since(&before, self.host.interface_meters());
+            if taken.blocks.iter().any(|b| b.unanswered > 0) {
+                std::thread::sleep(NEWS);
+                self.all_alive()?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Has callers on lines while `conduct` runs. They and their connections stay as long.
+    pub(super) fn manned<R>(
+        &self,
+        subject: &Subject,
+        lines: &[&Line],
+        conduct: impl FnOnce() -> Result<R, String>,
+    ) -> Result<R, String> {
+        std::thread::scope(|scope| {
+            let callers: Vec<_> = lines
+                .iter()
+                .map(|line| scope.spawn(move || self.call_on(subject, line)))
+                .collect();
+            let result = {
+                let _closing = Closing(lines);
+                conduct()
+            };
+            let mut ended = Ok(());
+            for thread in callers {
+                match thread.join() {
+                    Ok(end) => ended = ended.and(end),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            // What ended the callers is why nothing could be measured.
+            ended.and(result)
+        })
     }
 
     /// Calls that do not count.
     pub(super) fn warm_up(
         &self,
         subject: &Subject,
+        line: &Line,
         base: bool,
         span: Duration,
     ) -> Result<(), String> {
         self.take_way(subject, base);
-        let mut warm = self.load(subject, Load::new(subject.shape, span))?;
+        let from = line.position();
+        let warm = || {
+            let mut slack = Duration::ZERO;
+            self.blocked(line, span, &mut slack).map(|b| b.summary)
+        };
+        let mut last = warm()?;
         for _ in 1..WARM_UPS {
             // On a machine whose cores are all busy, the callers may not have had a turn yet.
-            if warm.count == 0 {
-                warm = self.load(subject, Load::new(subject.shape, span))?;
+            if last.count == 0 {
+                last = warm()?;
             }
         }
-        if warm.count > warm.failed {
+        line.seek(from);
+        if last.count > last.failed {
             return Ok(());
         }
-        let kinds: Vec<&str> = warm.errors.iter().map(|(kind, _)| &**kind).collect();
-        Err(match kinds.as_slice() {
+        if last.answered == 0 {
+            std::thread::sleep(NEWS);
+        }
+        let kinds: Vec<&str> = last.errors.iter().map(|(kind, _)| &**kind).collect();
+        let failed = match kinds.as_slice() {
             [] => "no call was made".to_owned(),
             kinds => format!("every call failed: {}", kinds.join("; ")),
+        };
+        Err(match self.all_alive() {
+            Ok(()) => failed,
+            Err(why) => format!("{why}; {failed}"),
+        })
+    }
+
+    /// A block that counts for nothing yet.
+    fn blocked(
+        &self,
+        line: &Line,
+        span: Duration,
+        slack: &mut Duration,
+    ) -> Result<Blocked, String> {
+        // Who ended it says why; see `manned`.
+        line.block(span, slack)
+            .ok_or_else(|| "its callers have ended".to_owned())
+    }
+
+    /// A service that dies makes figures of what nobody answers.
+    fn all_alive(&self) -> Result<(), String> {
+        let died = dead(self.host).find(|(name, _)| !self.gone.contains(name));
+        died.map_or(Ok(()), |(name, how)| {
+            Err(format!(
+                "{name} did not live to the end of the bench: it {how}"
+            ))
+        })
+    }
+
+    /// What the generator makes of calls that do nothing.
+    pub(super) fn idling(&self, callers: usize) -> Result<Option<Idling>, String> {
+        let line = Line::new(Shape::Closed { callers });
+        let caller = || -> Box<dyn FnMut() -> Done> { Box::new(|| Done::Ok) };
+        let lines = [&line];
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| workload::man(&line, callers, &caller));
+            let closing = Closing(&lines);
+            let before = cost::own().cpu;
+            let mut slack = Duration::ZERO;
+            let blocked = line.block(IDLING, &mut slack);
+            let cpu = cost::own().cpu.saturating_sub(before);
+            drop(closing);
+            if let Ok(Err(e)) = thread.join() {
+                return Err(no_thread(&e));
+            }
+            let calls = blocked.filter(|b| b.summary.count > 0);
+            Ok(calls.map(|b| Idling {
+                rate: b.summary.rate,
+                cpu_us: cpu.as_secs_f64() * 1e6 / b.summary.count as f64,
+            }))
         })
     }
 
@@ -215,18 +368,17 @@ impl Bench<'_> {
     pub(super) fn block(
         &self,
         subject: &Subject,
+        line: &Line,
         base: bool,
         start: Instant,
+        slack: &mut Duration,
     ) -> Result<Block, String> {
         self.take_way(subject, base);
-        let (_, span) = self.plan.of_subject(subject);
-        let load = Load {
-            interval: span,
-            ..Load::new(subject.shape, span)
-        };
+        let (_, span) = subject.cut();
         let (own, services) = (cost::own(), self.services());
         let began = start.elapsed();
-        let summary = self.load(subject, load)?;
+        let Blocked { summary, overrun } = self.blocked(line, span, slack)?;
+        self.all_alive()?;
         let spent = |now: Reading, before: Reading| Reading {
             cpu: now.cpu.saturating_sub(before.cpu),
             memory: now.memory,
@@ -249,14 +401,18 @@ impl Bench<'_> {
             failed: summary.failed,
             errors: summary.errors,
             unsent: summary.unsent,
+            unanswered: summary.count - summary.unsent - summary.answered,
+            overrun,
             overloaded: summary.overloaded,
             own: spent(cost::own(), own),
             services,
         })
     }
 
-    fn load(&self, subject: &Subject, load: Load) -> Result<Summary, String> {
-        match &subject.drive {
+    /// Makes calls whenever it is time on the line, until it is over.
+    fn call_on(&self, subject: &Subject, line: &Line) -> Result<(), String> {
+        let callers = subject.callers();
+        let ended = match &subject.drive {
             Drive::Probe { service, interface } => {
                 // Each caller waits for its own answers, so that none takes part in the proxies' threads.
                 let caller = || -> Box<dyn FnMut() -> Done> {
@@ -272,20 +428,22 @@ impl Bench<'_> {
                         };
                         match answer {
                             Ok(()) => Done::Ok,
-                            Err(e) => Done::Failed(e.chars().take(KIND).collect()),
+                            Err(e) => refused(&e),
                         }
                     })
                 };
-                workload::drive(load, &caller)
-                    .map_err(|e| format!("no thread could be started: {e}"))
+                workload::man(line, callers, &caller).map_err(|e| no_thread(&e))
             }
             Drive::Workload { name, .. } => {
                 let host: Arc<dyn Host> = self.host.clone();
                 self.spec
-                    .run_workload(name, load, host, self.transcript)
+                    .run_workload(name, (line, callers), host, self.transcript)
                     .map_err(|reason| reason.message)
             }
-        }
+        };
+        // Whoever conducts must not wait for callers that are not there.
+        line.stop();
+        ended
     }
 
     fn services(&self) -> Vec<(String, Reading)> {
@@ -341,6 +499,24 @@ impl Taken {
     }
 }
 
+fn no_thread(e: &std::io::Error) -> String {
+    format!("no thread could be started: {e}")
+}
+
+/// What came of a probe that failed. Protocols tell it in words, some with the code first.
+fn refused(why: &str) -> Done {
+    let kind: String = why.chars().take(KIND).collect();
+    let code = why.split(|c: char| !c.is_ascii_alphanumeric()).next();
+    let silent = code.is_some_and(is_silence)
+        || ["os error ", "no answer", "no reply"]
+            .iter()
+            .any(|w| why.contains(w));
+    match silent {
+        true => Done::Unanswered(kind),
+        false => Done::Failed(kind),
+    }
+}
+
 /// What was recorded after `before`.
 pub(super) fn since(before: &[MeterSnapshot], after: Vec<MeterSnapshot>) -> Vec<MeterSnapshot> {
     let earlier: BTreeMap<&str, BTreeMap<u64, u64>> = before
@@ -363,6 +539,24 @@ pub(super) fn since(before: &[MeterSnapshot], after: Vec<MeterSnapshot>) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_probe_that_nobody_answers() {
+        for why in [
+            "ECONNREFUSED",
+            "ECONNRESET: reset",
+            "Connection refused (os error 111)",
+            "EOF",
+        ] {
+            assert!(matches!(refused(why), Done::Unanswered(_)), "{why}");
+        }
+        for why in [
+            "GET / answered 500 Internal Server Error",
+            "57P03: starting up",
+        ] {
+            assert!(matches!(refused(why), Done::Failed(_)), "{why}");
+        }
+    }
 
     #[test]
     fn what_a_meter_recorded_meanwhile() {

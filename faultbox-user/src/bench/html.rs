@@ -8,7 +8,7 @@ use super::analysis::{Bench, Finding};
 use super::document::{Baseline, Change, block_quantile};
 use super::judge::{Judged, Standing, us};
 use super::stats::LEVEL;
-use super::text::title;
+use super::text::{title, told, trial_said};
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 280.0;
@@ -41,6 +41,13 @@ pub fn render(bench: &Bench, judged: &[Judged], baseline: Option<&Baseline>) -> 
         bench.seed,
         env!("CARGO_PKG_VERSION"),
     );
+    if let Some(trial) = &bench.plan.trial {
+        let _ = writeln!(
+            out,
+            "<p class=\"broken\">{}</p>",
+            escape(&trial_said(trial))
+        );
+    }
     if !judged.is_empty() {
         out.push_str("<h2>Budgets</h2>\n<table>\n<tr><th>subject</th><th>budget</th><th></th><th>why</th></tr>\n");
         for judged in judged {
@@ -142,6 +149,12 @@ fn group(out: &mut String, group: &[Finding], baseline: Option<&Baseline>) {
         );
     }
     out.push_str("</table>\n");
+    // From outside above; here what it took, what went wrong, and what the proxy or the supervisor measured of itself.
+    out.push_str("<ul>\n");
+    for line in told(&with_blocks) {
+        let _ = writeln!(out, "<li>{}</li>", escape(&line));
+    }
+    out.push_str("</ul>\n");
     curves(out, &with_blocks, baseline);
     scatter(out, &with_blocks);
     out.push('\n');
@@ -443,8 +456,34 @@ mod tests {
         assert_eq!(page.matches("<polyline").count(), 2);
         assert_eq!(page.matches("<circle").count(), 2 * 48);
         assert!(page.contains(">p99.9<") && page.contains(">100 us<"));
+        for said in [
+            "inside api.http, by the proxy's own clock: p50 20.0",
+            "faultbox: 50.0 us of CPU a call, direct 20.0",
+            "8 MiB",
+            "throughput: 10000 answered a second",
+            "generator: 20.0 us of CPU",
+        ] {
+            assert!(page.contains(said), "{said}");
+        }
         for outside in ["src=", "href=", "url(", "@import", "NaN", "inf"] {
             assert!(!page.contains(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn a_trial_failures_and_blocks_that_overran_are_on_the_page() {
+        let mut bench = bench(0);
+        bench.plan.trial = Some(super::super::plan::Trial::Null);
+        let side = &mut bench.subjects[0].sides[0];
+        (side.failed, side.overloaded) = (7, 2);
+        side.errors = vec![("ECONNREFUSED".to_owned(), 7)];
+        let page = render(&bench, &[], None);
+        for said in [
+            "TRIAL (null)",
+            "7 of 24000 calls failed: ECONNREFUSED",
+            "the rate was not kept in 2 blocks",
+        ] {
+            assert!(page.contains(said), "{said}");
         }
     }
 
@@ -455,7 +494,7 @@ mod tests {
             error: Some("every call failed: ECONNREFUSED".to_owned()),
             ..Taken::default()
         };
-        bench.subjects = vec![Finding::of(api(), taken, 1)];
+        bench.subjects = vec![Finding::of(api(), taken, 1, 2)];
         let page = render(&bench, &[], None);
         assert!(page.contains("ECONNREFUSED") && !page.contains("<svg"));
     }
@@ -486,7 +525,7 @@ mod tests {
         let mut bench = bench(0);
         bench.subjects.clear();
         for (state, added) in State::ALL.into_iter().zip([1, 20, 30]) {
-            let finding = Finding::of(in_state(state), taken(12, added), 1);
+            let finding = Finding::of(in_state(state), taken(12, added), 1, 2);
             bench.subjects.push(finding);
         }
         let page = render(&bench, &[], None);

@@ -163,7 +163,7 @@ fn standing(budget: &Budget, finding: &Finding) -> (Standing, String) {
         (Standing::Broken, said)
     } else {
         undecided(format!(
-            "{said}: on which side of the limit it lies cannot be told"
+            "{said}: on which side of the limit it lies cannot be told on this machine"
         ))
     }
 }
@@ -204,12 +204,12 @@ mod tests {
 
     #[test]
     fn a_limit_within_the_noise_is_not_decided() {
-        let finding = Finding::of(subject(), taken(12, 300), 1);
+        let finding = Finding::of(subject(), taken(12, 300), 1, 2);
         assert_eq!(stands("added_p50<1ms", &finding), Standing::Held);
         assert_eq!(stands("added_p99<100us", &finding), Standing::Broken);
         assert_eq!(stands("added_p50<300us", &finding), Standing::Undecided);
         assert_eq!(stands("added_max<1ms", &finding), Standing::Undecided);
-        let nothing = Finding::of(subject(), taken(12, 0), 1);
+        let nothing = Finding::of(subject(), taken(12, 0), 1, 2);
         assert_eq!(stands("added_p99<1ms", &nothing), Standing::Held);
     }
 
@@ -219,7 +219,7 @@ mod tests {
         for block in &mut swapped.blocks {
             block.base = !block.base;
         }
-        let finding = Finding::of(subject(), swapped, 1);
+        let finding = Finding::of(subject(), swapped, 1, 2);
         let (standing, why) = standing(&Budget::parse("added_p50<1ms").unwrap(), &finding);
         assert_eq!(standing, Standing::Undecided);
         assert!(why.contains("makes calls faster"), "{why}");
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn noise_beyond_the_limit_decides_nothing() {
-        let mut finding = Finding::of(subject(), taken(12, 300), 1);
+        let mut finding = Finding::of(subject(), taken(12, 300), 1, 2);
         finding.rows[0].noise = Some(2e6);
         assert_eq!(stands("added_p50<1ms", &finding), Standing::Undecided);
         assert_eq!(stands("added_p50<100us", &finding), Standing::Undecided);
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn too_little_is_not_judged() {
-        let few = Finding::of(subject(), taken(2, 300), 1);
+        let few = Finding::of(subject(), taken(2, 300), 1, 2);
         let (standing, why) = standing(&Budget::parse("added_p50<1ms").unwrap(), &few);
         assert_eq!(standing, Standing::Undecided);
         assert!(why.contains("longer --duration"), "{why}");
@@ -274,7 +274,7 @@ mod tests {
             block.failed = 500;
             block.errors = vec![("ECONNREFUSED".to_owned(), 500)];
         }
-        let finding = Finding::of(subject(), taken, 1);
+        let finding = Finding::of(subject(), taken, 1, 2);
         let (standing, why) = standing(&Budget::parse("added_p50<1ms").unwrap(), &finding);
         assert_eq!(standing, Standing::Undecided);
         assert!(

@@ -47,21 +47,26 @@ pub fn write(finding: &Finding) -> String {
 /// Latencies by side.
 pub type Sides = BTreeMap<String, Histogram<u64>>;
 
-/// All blocks of a log, added up by side; what cannot be read is left out.
-pub fn read(text: &str) -> Sides {
+/// All blocks of a log, added up by side.
+///
+/// # Errors
+/// A line is none of a log; a lower-case fragment.
+pub fn read(text: &str) -> Result<Sides, String> {
     let mut sides = Sides::new();
     let mut deserializer = Deserializer::new();
     for entry in IntervalLogIterator::new(text.as_bytes()) {
-        let Ok(LogEntry::Interval(line)) = entry else {
-            continue;
+        let line = match entry {
+            Ok(LogEntry::Interval(line)) => line,
+            Ok(_) => continue,
+            Err(_) => return Err("a line of it is no interval".to_owned()),
         };
         let Some(tag) = line.tag() else { continue };
-        let Ok(bytes) = STANDARD.decode(line.encoded_histogram()) else {
-            continue;
-        };
-        let Ok(mut block) = deserializer.deserialize::<u64, _>(&mut bytes.as_slice()) else {
-            continue;
-        };
+        let bytes = STANDARD
+            .decode(line.encoded_histogram())
+            .map_err(|e| format!("a histogram is no base64: {e}"))?;
+        let mut block = deserializer
+            .deserialize::<u64, _>(&mut bytes.as_slice())
+            .map_err(|e| format!("a histogram cannot be decoded: {e:?}"))?;
         // What is read has room for itself only, and the next block may be slower.
         block.auto(true);
         match sides.get_mut(tag.as_str()) {
@@ -69,7 +74,7 @@ pub fn read(text: &str) -> Sides {
             None => drop(sides.insert(tag.as_str().to_owned(), block)),
         }
     }
-    sides
+    Ok(sides)
 }
 
 #[cfg(test)]
@@ -79,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_line_per_block_with_its_side() {
-        let finding = Finding::of(subject(), taken(1, 0), 1);
+        let finding = Finding::of(subject(), taken(1, 0), 1, 2);
         let text = write(&finding);
         let tags: Vec<String> = IntervalLogIterator::new(text.as_bytes())
             .filter_map(|entry| match entry.unwrap() {
@@ -99,13 +104,14 @@ mod tests {
         for block in slow_at_last.blocks.iter_mut().rev().take(3) {
             block.pairs.push((50_000_000, 1));
         }
-        let finding = Finding::of(subject(), slow_at_last, 1);
-        let sides = read(&write(&finding));
+        let finding = Finding::of(subject(), slow_at_last, 1, 2);
+        let sides = read(&write(&finding)).unwrap();
         assert_eq!(sides.keys().collect::<Vec<_>>(), ["direct", "mediated"]);
         for (base, name) in [(true, "direct"), (false, "mediated")] {
             let (wrote, read) = (finding.latency(base), &sides[name]);
             assert_eq!((wrote.len(), wrote.max()), (read.len(), read.max()));
         }
-        assert!(read("no log").is_empty() && read("").is_empty());
+        assert!(read("no log").is_err() && read("").unwrap().is_empty());
+        assert!(read("Tag=direct,0.1,0.1,1.0,SElTVEZ").is_err());
     }
 }

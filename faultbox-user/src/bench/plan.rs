@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use faultbox_contract::duration;
 use faultbox_contract::rule::{nearest, nearest_hint};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,8 @@ const LEAST_ROUNDS: u32 = LEAST_PAIRS as u32;
 const SHORTEST_BLOCK: Duration = Duration::from_millis(50);
 /// Blocks in a round: without, with, with, without; and the next round the other way round.
 pub const BLOCKS_PER_ROUND: u32 = 4;
+/// How much longer than planned the blocks of a side may take in all while calls stall, however short they are.
+const LEAST_SLACK: Duration = Duration::from_secs(5);
 /// How long it may take to start a service anew for one block.
 const RESTART: Duration = Duration::from_secs(30);
 /// How long everything beside the blocks of one subject may take: connecting, and calls that were begun at a block's end.
@@ -31,10 +34,6 @@ const GRACE: Duration = Duration::from_secs(60);
 pub struct Plan {
     /// What is driven, one after the other.
     pub subjects: Vec<Subject>,
-    /// Rounds of [`BLOCKS_PER_ROUND`] blocks; see [`Plan::of_subject`].
-    pub rounds: u32,
-    /// The length of a block.
-    pub block: Duration,
     /// What the bench is tried out with.
     pub trial: Option<Trial>,
 }
@@ -52,6 +51,12 @@ pub struct Subject {
     pub drive: Drive,
     /// Who calls, and when.
     pub shape: Shape,
+    /// For how long it should be driven.
+    pub asked: Duration,
+    /// Rounds of [`BLOCKS_PER_ROUND`] blocks; see [`Subject::cut`].
+    pub rounds: u32,
+    /// The length of a block.
+    pub block: Duration,
     /// Instead of the proxy, which all calls then go around: the state that the service is in on one of the sides. Subjects that differ
     /// in nothing else stand beside each other and are measured in the same rounds.
     pub state: Option<InState>,
@@ -117,12 +122,81 @@ impl Subject {
         }
     }
 
-    /// Its name, with the state that it is about.
+    /// Its name, with the workload and the state that it is about: an interface may have several.
     pub fn label(&self) -> String {
+        let name = match &self.drive {
+            Drive::Workload {
+                name,
+                target: Some(_),
+            } => format!("{} ({name})", self.name),
+            _ => self.name.clone(),
+        };
         match &self.state {
-            None => self.name.clone(),
-            Some(state) => format!("{} {}", self.name, state.state.name()),
+            None => name,
+            Some(state) => format!("{name} {}", state.state.name()),
         }
+    }
+
+    /// Rounds, and how long a block is: few and long where the service has to be started anew for each.
+    pub fn cut(&self) -> (u32, Duration) {
+        match self.state {
+            None => (self.rounds, self.block),
+            Some(_) => (LEAST_ROUNDS, self.block * self.rounds / LEAST_ROUNDS),
+        }
+    }
+
+    /// How long its blocks take.
+    pub fn duration(&self) -> Duration {
+        self.block * (self.rounds * BLOCKS_PER_ROUND)
+    }
+
+    /// How much longer than planned the blocks of one side may take while calls stall: as long as they are themselves.
+    pub fn slack(&self) -> Duration {
+        (self.duration() / 2).max(LEAST_SLACK)
+    }
+
+    /// How many callers a side needs: no more than it makes calls.
+    pub fn callers(&self) -> usize {
+        let most = self.shape.callers();
+        match self.shape.rate() {
+            Some(rate) => {
+                let calls = rate * (self.duration() + self.slack()).as_secs_f64();
+                most.min(calls.ceil() as usize).max(1)
+            }
+            None => most,
+        }
+    }
+
+    /// Cuts its time into blocks, each of which has a call at least.
+    ///
+    /// # Errors
+    /// The rate is too low for that.
+    fn plan(&mut self) -> Result<(), String> {
+        let fit = |block: Duration| {
+            let rounds = self.asked.as_nanos() / (block * BLOCKS_PER_ROUND).as_nanos().max(1);
+            let rounds = u32::try_from(rounds).unwrap_or(ROUNDS);
+            rounds.clamp(LEAST_ROUNDS, ROUNDS)
+        };
+        let gap = self.shape.rate().map_or(0.0, |rate| 1.0 / rate);
+        // A nanosecond more, so that rounding does not take the call away.
+        let gap = Duration::try_from_secs_f64(gap).unwrap_or(Duration::MAX / 1000);
+        let shortest = SHORTEST_BLOCK.max(gap + Duration::from_nanos(1));
+        let rounds = match shortest < self.asked {
+            true => fit(shortest),
+            false => LEAST_ROUNDS,
+        };
+        let block = (self.asked / (rounds * BLOCKS_PER_ROUND)).max(SHORTEST_BLOCK);
+        if block < gap {
+            let least = gap * (LEAST_ROUNDS * BLOCKS_PER_ROUND);
+            return Err(format!(
+                "at {}, a block of {} has less than one call; ask for a higher rate, or for --duration {}s",
+                self.shape,
+                duration::show(block),
+                least.as_secs_f64().ceil()
+            ));
+        }
+        (self.rounds, self.block) = (rounds, block);
+        Ok(())
     }
 
     /// Are both about states of the same service under the same calls?
@@ -175,6 +249,16 @@ impl Trial {
                 faultbox_contract::duration::parse_duration(span).map(Trial::Delay)
             }
             _ => Err("write null or delay=300us".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for Trial {
+    /// As [`Trial::parse`] reads it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Trial::Null => f.write_str("null"),
+            Trial::Delay(span) => write!(f, "delay={}", duration::show(*span)),
         }
     }
 }
@@ -241,6 +325,7 @@ impl Plan {
         let mut known: Vec<String> = vec![];
         let (mut subjects, mut skipped) = (vec![], vec![]);
         let workloads = spec.workloads();
+        let asked = |own: Option<Duration>| wish.duration.or(own).unwrap_or(DURATION);
         let wanted = |name: &str| wish.names.is_empty() || wish.names.iter().any(|n| n == name);
         for service in &spec.topology().services {
             for interface in &service.interfaces {
@@ -274,6 +359,9 @@ impl Plan {
                                 target: workload.target.clone(),
                             },
                             shape: wish.shape.unwrap_or(workload.shape),
+                            asked: asked(workload.duration),
+                            rounds: 0,
+                            block: Duration::ZERO,
                             state: None,
                         });
                     }
@@ -289,6 +377,9 @@ impl Plan {
                             interface: interface.name.clone(),
                         },
                         shape: wish.shape.unwrap_or(Shape::Closed { callers: 1 }),
+                        asked: asked(None),
+                        rounds: 0,
+                        block: Duration::ZERO,
                         state: None,
                     }),
                     Some(_) => {}
@@ -334,6 +425,9 @@ impl Plan {
                         target: None,
                     },
                     shape: wish.shape.unwrap_or(workload.shape),
+                    asked: asked(workload.duration),
+                    rounds: 0,
+                    block: Duration::ZERO,
                     state: None,
                 });
                 if wish.syscalls.is_some() {
@@ -350,42 +444,32 @@ impl Plan {
         if let Some(name) = wish.names.iter().find(|n| !known.contains(n)) {
             return Err(unknown(name, &known));
         }
-        let longest = workloads.iter().filter_map(|w| w.duration).max();
-        let duration = wish.duration.or(longest).unwrap_or(DURATION);
-        let rounds = duration.as_nanos() / (SHORTEST_BLOCK * BLOCKS_PER_ROUND).as_nanos();
-        let rounds = u32::try_from(rounds)
-            .unwrap_or(ROUNDS)
-            .clamp(LEAST_ROUNDS, ROUNDS);
+        let mut planned: Vec<Subject> = vec![];
+        for mut subject in subjects {
+            match subject.plan() {
+                Ok(()) => planned.push(subject),
+                Err(reason) => skipped.push(Skipped {
+                    name: subject.label(),
+                    reason,
+                }),
+            }
+        }
         let plan = Plan {
-            subjects,
-            rounds,
-            block: (duration / (rounds * BLOCKS_PER_ROUND)).max(SHORTEST_BLOCK),
+            subjects: planned,
             trial: wish.trial,
         };
         Ok((plan, skipped))
     }
 
-    /// Blocks per subject, the warm-up not counted.
-    pub fn blocks(&self) -> u32 {
-        self.rounds * BLOCKS_PER_ROUND
-    }
-
-    /// Rounds of a subject, and how long a block of it is: few and long where the service has to be started anew for each.
-    pub fn of_subject(&self, subject: &Subject) -> (u32, Duration) {
-        match subject.state {
-            None => (self.rounds, self.block),
-            Some(_) => (LEAST_ROUNDS, self.block * self.rounds / LEAST_ROUNDS),
-        }
-    }
-
     /// How long the blocks of all subjects take.
     pub fn duration(&self) -> Duration {
-        let each = self.block * self.blocks();
         self.groups()
             .map(|group| match group[0].state {
-                None => each,
+                None => group[0].duration(),
                 // The native blocks are common to all of them.
-                Some(_) => each / 2 * (u32::try_from(group.len()).unwrap_or(u32::MAX) + 1),
+                Some(_) => {
+                    group[0].duration() / 2 * (u32::try_from(group.len()).unwrap_or(u32::MAX) + 1)
+                }
             })
             .sum()
     }
@@ -401,11 +485,30 @@ impl Plan {
         states.map(|s| s.state).any(|s| s == State::Traced)
     }
 
+    /// What is measured for longer than was asked for, because less would tell nothing.
+    pub fn lengthened(&self) -> Vec<String> {
+        let longer = |subject: &Subject| {
+            (subject.duration() > subject.asked + subject.asked / 100).then(|| {
+                format!(
+                    "{} is measured for {}, not {}: {} blocks of {} are the least of which anything can be concluded",
+                    subject.label(),
+                    duration::show(subject.duration()),
+                    duration::show(subject.asked),
+                    subject.rounds * BLOCKS_PER_ROUND,
+                    duration::show(subject.block),
+                )
+            })
+        };
+        // The states of a service are cut from the same time.
+        let plain = self.subjects.iter().filter(|s| s.state.is_none());
+        plain.filter_map(longer).collect()
+    }
+
     /// The test that the bench is to the run.
     pub fn decl(&self) -> TestDecl {
         let beside = |subject: &Subject| match subject.state {
-            None => GRACE + self.block * 2,
-            Some(_) => GRACE + RESTART * (LEAST_ROUNDS * BLOCKS_PER_ROUND),
+            None => GRACE + subject.block * 2 + subject.slack() * 2,
+            Some(_) => GRACE + RESTART * (LEAST_ROUNDS * BLOCKS_PER_ROUND) + subject.slack() * 2,
         };
         TestDecl {
             name: TEST.to_owned(),
@@ -468,6 +571,12 @@ fn unknown(name: &str, known: &[String]) -> Unknown {
         [] => "the spec has no interface and no workload".to_owned(),
         names => format!("there are {}", names.join(", ")),
     };
+    if name.is_empty() {
+        return Unknown {
+            message: "--interface: the name is empty".to_owned(),
+            help: list,
+        };
+    }
     Unknown {
         message: format!("--interface {name}: the spec has no interface or workload of this name"),
         help: match nearest(name, &names) {
@@ -495,5 +604,46 @@ mod tests {
         let error = unknown("db.gp", &known);
         assert_eq!(error.help, "did you mean db.pg? there are api.http, db.pg");
         assert!(unknown("x", &[]).help.contains("no interface"));
+        assert!(unknown("", &known).message.ends_with("the name is empty"));
+    }
+
+    fn cut(shape: Shape, ms: u64) -> Result<(u32, u128), String> {
+        let mut subject = Subject {
+            shape,
+            asked: Duration::from_millis(ms),
+            ..crate::bench::analysis::tests::subject()
+        };
+        subject.plan()?;
+        Ok((subject.rounds, subject.block.as_millis()))
+    }
+
+    #[test]
+    fn a_block_has_a_call_at_least() {
+        let rate = |rate| Shape::Open { rate, callers: 64 };
+        let closed = Shape::Closed { callers: 1 };
+        assert_eq!(cut(closed, 10_000), Ok((25, 100)));
+        assert_eq!(cut(rate(500.0), 10_000), Ok((25, 100)));
+        // Fewer and longer ones for fewer calls.
+        assert_eq!(cut(rate(4.0), 10_000), Ok((9, 277)));
+        assert_eq!(cut(rate(2.5), 10_000), Ok((6, 416)));
+        let refused = cut(rate(0.001), 10_000).unwrap_err();
+        assert!(
+            refused.contains("a higher rate, or for --duration 24000s"),
+            "{refused}"
+        );
+        assert!(cut(rate(1e-300), 10_000).is_err());
+        // The least of which anything can be concluded.
+        assert_eq!(cut(closed, 600), Ok((6, 50)));
+    }
+
+    #[test]
+    fn labels_tell_workloads_apart() {
+        let mut subject = crate::bench::analysis::tests::subject();
+        assert_eq!(subject.label(), "api.http");
+        subject.drive = Drive::Workload {
+            name: "gets".to_owned(),
+            target: Some(("api".to_owned(), "http".to_owned())),
+        };
+        assert_eq!(subject.label(), "api.http (gets)");
     }
 }

@@ -18,6 +18,8 @@ use crate::plan::{
 use crate::run::tracer::{self, Feature, Watch};
 use crate::spec::{ArmId, FAMILIES, Host, HostError, ProcessFault, system_calls};
 use crate::sys::names;
+use crate::workload::Line;
+use crate::workload::line::Position;
 
 /// Calls before each block of a fresh process.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -92,11 +94,20 @@ impl Bench<'_> {
         if sides.len() == 1 {
             return Ok(());
         }
+        let generator = self.idling(subjects[0].shape.callers())?;
+        for taken in taken.iter_mut() {
+            taken.generator = generator;
+        }
         let start = Instant::now();
-        for round in 0..self.plan.of_subject(&subjects[0]).0 {
+        // Each side's schedule, and what it may take longer. Callers are made anew with the service: their connections end with it.
+        let mut sides_at = BTreeMap::new();
+        for round in 0..subjects[0].cut().0 {
             for side in order(&sides, round) {
                 let subject = &subjects[side.unwrap_or(0)];
-                let (block, inside) = self.fresh_block(subject, first, side, &trap, start)?;
+                let at = sides_at
+                    .entry(side)
+                    .or_insert_with(|| (Position::default(), subject.slack()));
+                let (block, inside) = self.fresh_block(subject, first, side, &trap, start, at)?;
                 match side {
                     Some(at) => {
                         merge(&mut taken[at].inside, inside);
@@ -157,7 +168,7 @@ impl Bench<'_> {
             return Ok(Err(why));
         }
         let before = self.host.calls(&state.service).unwrap_or_default();
-        let warm = self.warm_up(subject, true, WARM_UP * 2);
+        let warm = self.warmed(subject, WARM_UP * 2);
         let after = self.host.calls(&state.service).unwrap_or_default();
         self.trace(false)?;
         warm?;
@@ -188,7 +199,7 @@ impl Bench<'_> {
                 None => e.message,
             })),
             Ok(id) => {
-                let warm = self.warm_up(subject, true, WARM_UP);
+                let warm = self.warmed(subject, WARM_UP);
                 self.host.lift(id);
                 warm.map(Ok)
             }
@@ -203,6 +214,7 @@ impl Bench<'_> {
         side: Option<usize>,
         trap: &Trap,
         start: Instant,
+        (position, slack): &mut (Position, Duration),
     ) -> Result<(Block, Vec<MeterSnapshot>), String> {
         let state = side.and(subject.state.as_ref()).map(|s| s.state);
         let state = state.filter(|_| self.plan.trial != Some(Trial::Null));
@@ -214,9 +226,13 @@ impl Bench<'_> {
             Some(state) => fault = Some(self.arm(first, state, trap).map_err(|e| e.message)?),
         }
         let base = side.is_none();
-        let block = self.warm_up(subject, true, WARM_UP).and_then(|()| {
+        let line = Line::new(subject.shape);
+        let block = self.manned(subject, &[&line], || {
+            line.seek(*position);
+            self.warm_up(subject, &line, true, WARM_UP)?;
             let before = self.host.syscall_meters();
-            let block = self.block(subject, base, start)?;
+            let block = self.block(subject, &line, base, start, slack)?;
+            *position = line.position();
             Ok((block, since(&before, self.host.syscall_meters())))
         });
         if state == Some(State::Traced) {
@@ -226,6 +242,14 @@ impl Bench<'_> {
             self.host.lift(id);
         }
         block
+    }
+
+    /// Calls that do not count, of callers that are there for nothing else.
+    fn warmed(&self, subject: &Subject, span: Duration) -> Result<(), String> {
+        let line = Line::new(subject.shape);
+        self.manned(subject, &[&line], || {
+            self.warm_up(subject, &line, true, span)
+        })
     }
 
     fn arm(&self, service: &InState, state: State, trap: &Trap) -> Result<ArmId, HostError> {

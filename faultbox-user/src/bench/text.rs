@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::analysis::{Bench, Finding, Side};
 use super::document::Change;
 use super::judge::{Judged, Standing, us};
+use super::plan::Trial;
 use super::stats::{Interval, LEVEL};
 use crate::plan::Outcome;
 use crate::report::budget::Quantile;
@@ -30,6 +31,9 @@ pub fn render(
             LEVEL * 100.0
         ),
     );
+    if let Some(trial) = &bench.plan.trial {
+        page.prose("", &trial_said(trial));
+    }
     for group in bench.groups() {
         page.group(group);
     }
@@ -47,9 +51,7 @@ pub fn render(
             let word = match judged.standing {
                 Standing::Held => style.outcome(Outcome::Passed, name),
                 Standing::Broken => style.red(&name.to_uppercase()),
-                Standing::Undecided => {
-                    style.outcome(Outcome::Inconclusive, "not decidable on this machine")
-                }
+                Standing::Undecided => style.outcome(Outcome::Inconclusive, name),
             };
             page.line(&format!("{} {}: {word}", judged.subject, judged.budget));
             page.prose("  ", &judged.why);
@@ -181,107 +183,8 @@ impl Page<'_> {
             &[header, names[0], other, "added", "between", "noise"],
             rows.collect(),
         );
-        for finding in with_blocks() {
-            self.below(finding);
-        }
-        // The native side of all states is the same.
-        for (at, finding) in with_blocks().enumerate() {
-            for (side, name) in finding
-                .sides
-                .iter()
-                .zip(finding.subject.sides())
-                .skip(at.min(1))
-            {
-                self.side(side, name);
-            }
-        }
-    }
-
-    /// What is told of a subject below its table.
-    fn below(&mut self, finding: &Finding) {
-        let names = finding.subject.sides();
-        let state = match &finding.subject.state {
-            None => String::new(),
-            Some(state) => format!("{}, ", state.state.name()),
-        };
-        if let Some(ratio) = &finding.throughput {
-            let [base, other] = &finding.sides;
-            self.prose(
-                "  ",
-                &format!(
-                    "{state}throughput: {:.0} a second, {} {:.0}: {}",
-                    other.rate,
-                    names[0],
-                    base.rate,
-                    times(ratio)
-                ),
-            );
-        }
-        for spent in &finding.cpu {
-            let ratio = match (&finding.own_cpu, spent.name.as_str()) {
-                (Some(ratio), "faultbox") => format!(" (with the generator): {}", times(ratio)),
-                _ => String::new(),
-            };
-            self.prose(
-                "  ",
-                &format!(
-                    "{state}{}: {:.1} us of CPU a call, {} {:.1}{ratio}; {} MiB",
-                    spent.name,
-                    spent.other_us,
-                    names[0],
-                    spent.base_us,
-                    spent.memory >> 20
-                ),
-            );
-        }
-        let (clock, one) = match finding.subject.state {
-            None => ("proxy", "request"),
-            Some(_) => ("supervisor", "trapped call"),
-        };
-        for inside in &finding.inside {
-            let quantiles: Vec<String> = Quantile::ALL
-                .iter()
-                .zip(&inside.added)
-                .map(|(q, ns)| format!("{} {}", q.name(), text::micros(*ns)))
-                .collect();
-            self.prose(
-                "  ",
-                &format!(
-                    "{state}inside {}, by the {clock}'s own clock: {} us, {}",
-                    inside.name,
-                    quantiles.join(", "),
-                    text::count(inside.requests, one)
-                ),
-            );
-        }
-    }
-
-    fn side(&mut self, side: &Side, name: &str) {
-        if side.failed > 0 {
-            let kinds: Vec<String> = side
-                .errors
-                .iter()
-                .take(3)
-                .map(|(kind, n)| format!("{kind} ({n})"))
-                .collect();
-            self.prose(
-                "  ",
-                &format!(
-                    "{name}: {} of {} failed: {}",
-                    side.failed,
-                    text::count(side.count, "call"),
-                    kinds.join(", ")
-                ),
-            );
-        }
-        if side.overloaded > 0 {
-            self.prose(
-                "  ",
-                &format!(
-                    "{name}: the generator could not keep the rate in {}: more callers (--connections) or a lower --rate would tell more",
-                    text::count(side.overloaded, "block")
-                ),
-            );
+        for line in told(&with_blocks().collect::<Vec<_>>()) {
+            self.prose("  ", &line);
         }
     }
 
@@ -318,6 +221,126 @@ impl Page<'_> {
         for caveat in caveats {
             self.prose("  ", caveat);
         }
+    }
+}
+
+/// That a bench is of an effect that was put in.
+pub(super) fn trial_said(trial: &Trial) -> String {
+    format!(
+        "TRIAL ({trial}): the bench is tried out with an effect of a known size; its figures are nobody's cost and no baseline"
+    )
+}
+
+/// What is told of the subjects of a group beside their quantiles, a line each.
+pub(super) fn told(findings: &[&Finding]) -> Vec<String> {
+    let mut lines = vec![];
+    for finding in findings {
+        below(finding, &mut lines);
+    }
+    // The native side of all states is the same.
+    for (at, finding) in findings.iter().enumerate() {
+        let sides = finding.sides.iter().zip(finding.subject.sides());
+        for (side, name) in sides.skip(at.min(1)) {
+            of_side(side, name, &mut lines);
+        }
+    }
+    lines
+}
+
+fn below(finding: &Finding, lines: &mut Vec<String>) {
+    let names = finding.subject.sides();
+    let state = match &finding.subject.state {
+        None => String::new(),
+        Some(state) => format!("{}, ", state.state.name()),
+    };
+    let [base, other] = &finding.sides;
+    match (&finding.throughput, finding.subject.shape.rate()) {
+        (Some(ratio), _) => lines.push(format!(
+            "{state}throughput: {:.0} answered a second, {} {:.0}: {}",
+            other.rate,
+            names[0],
+            base.rate,
+            times(ratio)
+        )),
+        (None, Some(rate)) => lines.push(format!(
+            "{state}answered a second: {:.1}, {} {:.1}, of {rate} asked for",
+            other.rate, names[0], base.rate
+        )),
+        (None, None) => {}
+    }
+    for spent in &finding.cpu {
+        let ratio = match (&finding.own_cpu, spent.name.as_str()) {
+            (Some(ratio), "faultbox") => format!(" (with the generator): {}", times(ratio)),
+            _ => String::new(),
+        };
+        lines.push(format!(
+            "{state}{}: {:.1} us of CPU a call, {} {:.1}{ratio}; {} MiB",
+            spent.name,
+            spent.other_us,
+            names[0],
+            spent.base_us,
+            spent.memory >> 20
+        ));
+    }
+    if let Some(generator) = &finding.generator {
+        let idling = match &generator.idling {
+            Some(idling) => format!(
+                "; with calls that do nothing {:.0} a second, {:.1} us each",
+                idling.rate, idling.cpu_us
+            ),
+            None => String::new(),
+        };
+        lines.push(format!(
+            "{state}generator: {:.1} us of CPU a {} call, at most {:.0} % of its p50; not more than {:.0} calls a second on all cores{idling}",
+            generator.cpu_us,
+            names[0],
+            generator.share() * 100.0,
+            generator.most
+        ));
+    }
+    let (clock, one) = match finding.subject.state {
+        None => ("proxy", "request"),
+        Some(_) => ("supervisor", "trapped call"),
+    };
+    for inside in &finding.inside {
+        let quantiles: Vec<String> = Quantile::ALL
+            .iter()
+            .zip(&inside.added)
+            .map(|(q, ns)| format!("{} {}", q.name(), text::micros(*ns)))
+            .collect();
+        lines.push(format!(
+            "{state}inside {}, by the {clock}'s own clock: {} us, {}",
+            inside.name,
+            quantiles.join(", "),
+            text::count(inside.requests, one)
+        ));
+    }
+}
+
+fn of_side(side: &Side, name: &str, lines: &mut Vec<String>) {
+    if side.failed > 0 {
+        let kinds: Vec<String> = side
+            .errors
+            .iter()
+            .take(3)
+            .map(|(kind, n)| format!("{kind} ({n})"))
+            .collect();
+        lines.push(format!(
+            "{name}: {} of {} failed: {}",
+            side.failed,
+            text::count(side.count, "call"),
+            kinds.join(", ")
+        ));
+    }
+    if side.overloaded > 0 {
+        let longer = match side.overran {
+            0 => String::new(),
+            n => format!(", of which {n} took longer than planned because calls stalled"),
+        };
+        lines.push(format!(
+            "{name}: the rate was not kept in {}{longer}; more callers (--connections) or a lower --rate would tell more",
+            text::count(side.overloaded, "block")
+        ));
     }
 }
 
@@ -377,14 +400,15 @@ mod tests {
         for said in [
             "api.http (http): GET /, one after the other",
             "| p50   |",
-            "throughput: 10000 a second, direct 10000: x 1.00 (1.00 to 1.00)",
+            "throughput: 10000 answered a second, direct 10000: x 1.00 (1.00 to 1.00)",
             "faultbox: 50.0 us of CPU a call, direct 20.0 (with the generator): x 2.50",
             "inside api.http, by the proxy's own clock: p50 20.0",
             "not measured\n  api.raw: tcp has no request",
             "SLOWER",
             "api.http added_p99<1ms: held",
             "api.http added_p50<100us: BROKEN",
-            "api.http added_max<1ms: not decidable on this machine",
+            "api.http added_max<1ms: not decidable",
+            "generator: 20.0 us of CPU a direct call, at most 13 %",
             "1 subject in 4.80 s, seed 7",
         ] {
             assert!(text.contains(said), "{said:?} is not in\n{text}");
@@ -398,11 +422,29 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_and_what_went_wrong_are_told() {
+        let mut bench = bench(0);
+        bench.plan.trial = Some(Trial::Null);
+        let side = &mut bench.subjects[0].sides[1];
+        (side.failed, side.overloaded, side.overran) = (12, 3, 2);
+        side.errors = vec![("ECONNRESET".to_owned(), 12)];
+        let text = render(&bench, &[], &[], &[], &Style::PLAIN);
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for said in [
+            "TRIAL (null): the bench is tried out",
+            "mediated: 12 of 24000 calls failed: ECONNRESET (12)",
+            "mediated: the rate was not kept in 3 blocks, of which 2 took longer than planned",
+        ] {
+            assert!(text.contains(said), "{said:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
     fn states_are_told_in_one_table() {
         let mut bench = bench(0);
         bench.subjects.clear();
         for (state, added) in State::ALL.into_iter().zip([1, 20, 300]) {
-            let mut finding = Finding::of(in_state(state), taken(12, added), 1);
+            let mut finding = Finding::of(in_state(state), taken(12, added), 1, 2);
             if state != State::Traced {
                 finding.trapped = Some("write (asked for)".to_owned());
             }

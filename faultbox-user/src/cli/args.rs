@@ -187,7 +187,7 @@ pub struct BenchArgs {
     /// Calls at the same time [default: what the workload says, or 1; 64 with --rate]
     #[arg(long, value_name = "N", value_parser = callers)]
     pub connections: Option<usize>,
-    /// For how long each is measured [default: what the workload says, or 10s]
+    /// For how long each is measured, 1.2s at least [default: what its workload says, or 10s]
     #[arg(long, value_name = "DURATION", value_parser = span)]
     pub duration: Option<Duration>,
     /// Fail if this does not hold, e.g. added_p99<1ms; may be repeated

@@ -1,20 +1,19 @@
 //! `faultbox bench`: plan, measure, conclude.
 
-use std::fs;
-
 use super::args::BenchArgs;
 use super::exit::Exit;
 use super::problem::Problem;
 use super::progress::Progress;
 use super::test::random_seed;
 use super::{load, output};
-use crate::bench::analysis::{Bench, Finding};
+use crate::bench::analysis::{Bench, Finding, Side};
 use crate::bench::document::{self, Baseline};
 use crate::bench::drive::Measured;
 use crate::bench::judge::{self, Standing};
 use crate::bench::plan::{Plan, Skipped, Wish};
 use crate::bench::{html, text};
 use crate::plan::{Outcome, TestReport};
+use crate::report::budget::{Budget, Measure, Quantile};
 use crate::report::{RunReport, Style, text as words};
 use crate::run::{self, RunOptions};
 use crate::workload::{DEFAULT_CALLERS, Shape};
@@ -30,6 +29,19 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Problem> {
         ("--json", args.json.as_ref()),
     ];
     output::distinct(written, Some(&spec))?;
+    // Before anything is measured: a long bench must not end with a report that nobody can have.
+    for (flag, path) in written {
+        path.map_or(Ok(()), |path| output::writable(flag, path))?;
+    }
+    if let Some(budget) = args.budgets.iter().find(|b| never_decided(b)) {
+        return Err(Problem::usage(
+            format!(
+                "--budget {}: a maximum is a single call, of which nothing can be concluded from outside",
+                budget.text
+            ),
+            "name p50, p90, p99 or p99_9; `faultbox test --overhead-budget` judges a maximum by the proxies' own clock",
+        ));
+    }
     let wish = Wish {
         names: args.interfaces.clone(),
         shape: shape(args),
@@ -50,9 +62,7 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Problem> {
                 "name a file that `faultbox bench --json FILE` has written",
             )
         };
-        let text =
-            fs::read_to_string(path).map_err(|e| refuse(format!("it cannot be read: {e}")))?;
-        Baseline::read(&text).map_err(refuse)
+        Baseline::open(path).map_err(refuse)
     });
     let baseline = baseline.transpose()?;
     let options = RunOptions {
@@ -84,7 +94,10 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Problem> {
                 name: subject.label(),
                 reason,
             }),
-            None => subjects.push(Finding::of(subject, taken, seed)),
+            None => {
+                let cores = measured.machine.cores;
+                subjects.push(Finding::of(subject, taken, seed, cores));
+            }
         }
     }
     let bench = Bench {
@@ -94,10 +107,15 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Problem> {
         machine: measured.machine,
         subjects,
         skipped,
-        notes: notes(&report),
+        notes: [notes(&report), plan.lengthened()].concat(),
         plan,
     };
     deliver(args, &bench, baseline.as_ref())
+}
+
+/// A budget that no bench could ever judge.
+fn never_decided(budget: &Budget) -> bool {
+    budget.measure == Measure::Added && budget.quantile == Quantile::Max
 }
 
 fn shape(args: &BenchArgs) -> Option<Shape> {
@@ -183,9 +201,11 @@ fn deliver(args: &BenchArgs, bench: &Bench, baseline: Option<&Baseline>) -> Resu
         Standing::Broken => Exit::Failed,
         Standing::Undecided => Exit::Undecided,
     });
-    let errors = bench.subjects.iter().map(|s| match s.error {
-        Some(_) => Exit::Failed,
-        None => Exit::Passed,
+    // Calls that fail are not what was to be measured, however many of them were quick.
+    let failed = |s: &Finding| s.error.is_some() || s.sides.iter().any(Side::is_broken);
+    let errors = bench.subjects.iter().map(|s| match failed(s) {
+        true => Exit::Failed,
+        false => Exit::Passed,
     });
     // Every subject turned out to be one that this machine cannot have.
     let nothing = bench.subjects.is_empty().then_some(Exit::Undecided);

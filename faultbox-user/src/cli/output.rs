@@ -43,6 +43,44 @@ pub fn file(flag: &str, path: &Path, text: &str) -> Result<(), Problem> {
     })
 }
 
+/// Looks whether a file could be written, without touching what is there: whoever waits long for a report must not lose it.
+///
+/// # Errors
+/// Names the file and what refuses it.
+pub fn writable(flag: &str, path: &Path) -> Result<(), Problem> {
+    look(path).map_err(|e| {
+        Problem::environment(
+            format!("{flag} {} cannot be written: {}", path.display(), cause(&e)),
+            "nothing was run; name a file in a folder that exists and may be written",
+        )
+    })
+}
+
+fn look(path: &Path) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Err(nix::errno::Errno::EISDIR.into()),
+        // Opening a pipe would wait for its reader.
+        Ok(meta) if !meta.is_file() => {
+            nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).map_err(Into::into)
+        }
+        Ok(_) => {
+            File::options().write(true).open(path)?;
+            let target = fs::canonicalize(path)?;
+            tempfile::tempfile_in(target.parent().unwrap_or(folder)).map(drop)
+        }
+        // It is made beside where it will be.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            fs::metadata(folder)?;
+            tempfile::tempfile_in(folder).map(drop)
+        }
+        Err(e) => Err(e),
+    }
+}
+
 /// Refuses names under which one document would replace another, or the spec.
 ///
 /// # Errors
@@ -180,6 +218,29 @@ mod tests {
         file("--output", &link, "new").unwrap();
         assert_eq!(fs::read_to_string(&real).unwrap(), "new");
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_known_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = dir.path().join("report.json");
+        fs::write(&there, "older").unwrap();
+        for path in [there.clone(), dir.path().join("fresh"), "/dev/null".into()] {
+            writable("--json", &path).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&there).unwrap(), "older");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        for (path, why) in [
+            (dir.path().join("no/such/file"), "no such file or directory"),
+            (dir.path().to_owned(), "is a directory"),
+        ] {
+            let said = writable("--json", &path).unwrap_err();
+            let said = said.render(&crate::report::Style::PLAIN);
+            assert!(
+                said.contains(why) && said.contains("nothing was run"),
+                "{said}"
+            );
+        }
     }
 
     #[test]

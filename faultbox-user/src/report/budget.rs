@@ -249,7 +249,9 @@ impl Judged<'_> {
         match self.standing {
             Standing::Unmeasured => vec![
                 match self.budget.measure {
-                    Measure::Added => "no request went through a proxy, so it cannot be judged",
+                    Measure::Added => {
+                        "no request was passed on by a proxy and answered, so it cannot be judged"
+                    }
                     Measure::Decision => "no system call was trapped, so it cannot be judged",
                 }
                 .to_owned(),

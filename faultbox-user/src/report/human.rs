@@ -497,7 +497,7 @@ impl Page<'_> {
         self.heading("overhead");
         let interfaces = overhead::interfaces(self.report);
         if interfaces.is_empty() {
-            self.line("no request went through a proxy");
+            self.line("no request was passed on by a proxy and answered");
         } else {
             let mut table = table::new(self.style);
             table.set_header([

@@ -14,7 +14,7 @@ use super::run::{Printer, prepare};
 use super::values::response::ResponseValue;
 use crate::plan::report::Blame;
 use crate::sys::baton::{Baton, run_branches};
-use crate::workload::{self, Done, LEAD, Load, Pace, Summary, Tally};
+use crate::workload::{self, Alarm, Done, Line, Load, Once, Summary, Turns};
 
 /// The stack of a caller: deep recursion ends at Starlark's own limit, well before this.
 const CALLER_STACK: usize = 32 << 20;
@@ -37,23 +37,27 @@ pub(super) fn generate<'v>(
     function: Value<'v>,
     load: Load,
 ) -> starlark::Result<Summary> {
-    measure(load, |one, callers| match function.unpack_frozen() {
+    let once = Once::new(load);
+    let callers = load.callers();
+    on(&once, |one| match function.unpack_frozen() {
         Some(function) => state.blocking(|| one.apart(world, state, function, callers)),
         None => one.together(eval, world, state, function, callers),
-    })
+    })?;
+    Ok(once.finish())
 }
 
-/// Puts a load on a function that the spec has declared, outside of any test's code.
+/// Calls a function that the spec has declared, outside of any test's code, whenever it is a caller's turn, until the line is over.
 ///
 /// # Errors
-/// As [`generate`].
+/// As [`generate`]; the line is over then.
 pub(super) fn generate_declared(
     world: &World,
     state: &RunState,
     function: &OwnedFrozenValue,
-    load: Load,
-) -> starlark::Result<Summary> {
-    measure(load, |one, callers| {
+    line: &Line,
+    callers: usize,
+) -> starlark::Result<()> {
+    on(line, |one| {
         Module::with_temp_heap(|module| {
             // The heap keeps alive what the function lives on.
             let value = module.heap().access_owned_frozen_value(function);
@@ -65,22 +69,16 @@ pub(super) fn generate_declared(
     })
 }
 
-fn measure(
-    load: Load,
-    drive: impl FnOnce(&One, usize) -> starlark::Result<()>,
-) -> starlark::Result<Summary> {
-    let pace = Pace::new(load, Instant::now() + LEAD);
-    let tally = Tally::new(&pace);
+fn on(turns: &dyn Turns, drive: impl FnOnce(&One) -> starlark::Result<()>) -> starlark::Result<()> {
     let abort = Abort::default();
     let one = One {
-        pace: &pace,
-        tally: &tally,
+        turns,
         abort: &abort,
     };
-    drive(&one, load.callers())?;
+    drive(&one)?;
     match abort.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
-        None => Ok(tally.finish(&pace)),
+        None => Ok(()),
     }
 }
 
@@ -98,8 +96,7 @@ impl Abort {
 }
 
 struct One<'a> {
-    pace: &'a Pace,
-    tally: &'a Tally,
+    turns: &'a dyn Turns,
     abort: &'a Abort,
 }
 
@@ -119,7 +116,7 @@ impl One<'_> {
                     .stack_size(CALLER_STACK)
                     .spawn_scoped(scope, || self.caller(world, state, function));
                 if let Err(e) = started {
-                    self.pace.stop();
+                    self.turns.stop();
                     return Err(no_thread(&e));
                 }
             }
@@ -135,6 +132,7 @@ impl One<'_> {
             baton: Baton::held(),
             started: Mutex::default(),
         };
+        let _alarm = Alarm(self.turns);
         let _keeping = workload::keeping();
         let mut over = false;
         while !over {
@@ -157,7 +155,7 @@ impl One<'_> {
             });
             over = ended.unwrap_or_else(|error| {
                 self.abort.set(error);
-                self.pace.stop();
+                self.turns.stop();
                 true
             });
         }
@@ -171,7 +169,7 @@ impl One<'_> {
     /// Makes calls until the load is over (true) or `call` wants no more (false).
     fn calls(&self, state: &RunState, call: &mut dyn FnMut() -> (Option<Done>, bool)) -> bool {
         loop {
-            let Some(turn) = self.pace.next() else {
+            let Some(turn) = self.turns.next() else {
                 return true;
             };
             if turn.due > Instant::now() {
@@ -180,8 +178,8 @@ impl One<'_> {
             let began = Instant::now();
             let (done, more) = call();
             match done {
-                Some(done) => self.tally.record(&turn, began, Instant::now(), done),
-                None => self.pace.stop(),
+                Some(done) => self.turns.record(&turn, began, Instant::now(), done),
+                None => self.turns.stop(),
             }
             if !more {
                 return false;
@@ -223,10 +221,19 @@ impl One<'_> {
 
     /// One call; `None` if what it raised ends the load.
     fn call<'v>(&self, eval: &mut Evaluator<'v, '_, '_>, function: Value<'v>) -> Option<Done> {
-        match eval.eval_function(function, &[], &[]) {
-            Ok(value) => Some(judge(value)),
+        workload::was_silence();
+        let result = eval.eval_function(function, &[], &[]);
+        let failed = |kind| match workload::was_silence() {
+            true => Done::Unanswered(kind),
+            false => Done::Failed(kind),
+        };
+        match result {
+            Ok(value) => Some(match judge(value) {
+                Some(kind) => failed(kind),
+                None => Done::Ok,
+            }),
             Err(error) => match raised(&error) {
-                Some(kind) => Some(Done::Failed(kind)),
+                Some(kind) => Some(failed(kind)),
                 None => {
                     self.abort.set(error);
                     None
@@ -245,20 +252,19 @@ fn no_thread(e: &std::io::Error) -> starlark::Error {
     .into()
 }
 
-/// A call has failed if it returns a Response that is not ok, or False.
-fn judge(value: Value) -> Done {
+/// A call has failed if it returns a Response that is not ok, or False: by what kind of failure.
+fn judge(value: Value) -> Option<String> {
     if let Some(ResponseValue(response)) = ResponseValue::from_value(value) {
+        // It may be that of an earlier step.
+        workload::heard(response);
         return match (response.ok, response.code.as_str(), response.status) {
-            (true, ..) => Done::Ok,
-            (false, "", 0) => Done::Failed("error".to_owned()),
-            (false, "", status) => Done::Failed(status.to_string()),
-            (false, code, _) => Done::Failed(code.to_owned()),
+            (true, ..) => None,
+            (false, "", 0) => Some("error".to_owned()),
+            (false, "", status) => Some(status.to_string()),
+            (false, code, _) => Some(code.to_owned()),
         };
     }
-    match value.unpack_bool() {
-        Some(false) => Done::Failed("returned False".to_owned()),
-        _ => Done::Ok,
-    }
+    (value.unpack_bool() == Some(false)).then(|| "returned False".to_owned())
 }
 
 /// The kind of failure that an error is; `None` if it is none of the system under test.

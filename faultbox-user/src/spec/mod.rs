@@ -45,7 +45,7 @@ use crate::events::Asked;
 use crate::plan::report::Outcome;
 use crate::plan::{FaultPart, Reason, TestDecl, Topology};
 use crate::report::MatrixLayout;
-use crate::workload::{Load, Shape, Summary};
+use crate::workload::{Line, Shape};
 
 /// Hands out addresses and places while a spec loads.
 pub trait Ports: Send + Sync {
@@ -310,7 +310,8 @@ impl LoadedSpec {
         rules.flat_map(|r| r.syscalls.iter().copied()).collect()
     }
 
-    /// Puts a load on the function of a declared workload, on threads of their own, and waits for its end. The services are up.
+    /// Calls the function of a declared workload whenever it is one of so many callers' turn, on threads of their own, until the line is
+    /// over. The services are up.
     ///
     /// # Errors
     /// There is no such workload, or its function cannot be called as it is: a misuse, `halt()`, something that the host refused.
@@ -319,10 +320,10 @@ impl LoadedSpec {
     pub fn run_workload(
         &self,
         name: &str,
-        load: Load,
+        on: (&Line, usize),
         host: Arc<dyn Host>,
         transcript: &Transcript,
-    ) -> Result<Summary, Reason> {
+    ) -> Result<(), Reason> {
         let entry = self
             .world
             .declared()
@@ -331,7 +332,7 @@ impl LoadedSpec {
             .find(|w| w.name == name)
             .cloned();
         match entry {
-            Some(entry) => run::load(&self.world, entry.code, load, host, transcript),
+            Some(entry) => run::load(&self.world, entry.code, on, host, transcript),
             None => Err(Reason::new(
                 format!("the spec declares no workload `{name}`"),
                 crate::plan::report::Blame::Internal,

@@ -25,7 +25,7 @@ use super::values::expectation::Expectation;
 use super::{BodyVerdict, Transcript};
 use crate::plan::report::{Blame, Outcome, Reason};
 use crate::sys::baton::Baton;
-use crate::workload::{Load, Summary};
+use crate::workload::Line;
 
 /// How deep calls may nest. Starlark raises an error past it; the stack that this takes is well below the 8 MiB of a main thread.
 const MAX_CALLS: usize = 200;
@@ -221,7 +221,7 @@ pub fn call(
     })
 }
 
-/// Puts a load on one function.
+/// Calls one function whenever it is a caller's turn, until the line is over.
 ///
 /// # Errors
 /// It cannot be called as it is.
@@ -230,10 +230,10 @@ pub fn call(
 pub fn load(
     world: &World,
     id: FuncId,
-    load: Load,
+    (line, callers): (&Line, usize),
     host: Arc<dyn Host>,
     transcript: &Transcript,
-) -> Result<Summary, Reason> {
+) -> Result<(), Reason> {
     let state = RunState {
         host,
         transcript,
@@ -243,7 +243,7 @@ pub fn load(
     world
         .function(id)
         .ok_or_else(|| Problem::call("the spec's function is gone").into())
-        .and_then(|function| generate_declared(world, &state, &function, load))
+        .and_then(|function| generate_declared(world, &state, &function, line, callers))
         .map_err(|error| verdict(&error).1)
 }
 

@@ -4,6 +4,7 @@
 //! a stall is seen by every call that fell into it and not only by the one that waited (coordinated omission). A closed loop calls
 //! as soon as the call before has been answered.
 
+pub mod line;
 pub mod pace;
 pub mod tally;
 
@@ -13,8 +14,10 @@ use std::time::{Duration, Instant};
 use faultbox_contract::Kept;
 use serde::{Deserialize, Serialize};
 
+use crate::sys::names::errno;
 use crate::sys::wake::exact_timers;
 
+pub use line::Line;
 pub use pace::{Pace, Turn};
 pub use tally::{Slot, Summary, Tally};
 
@@ -123,6 +126,67 @@ pub enum Done {
     Ok,
     /// It failed; by what name failures of its kind are counted.
     Failed(String),
+    /// It failed because nobody answered: refused, cut off, not in time.
+    Unanswered(String),
+}
+
+/// Hands out turns to callers, and hears what came of them.
+pub trait Turns: Sync {
+    /// The next turn; `None` when the load is over.
+    fn next(&self) -> Option<Turn>;
+    /// Writes down what came of one.
+    fn record(&self, turn: &Turn, began: Instant, ended: Instant, done: Done);
+    /// Ends the load for all callers.
+    fn stop(&self);
+}
+
+/// A load that is put on once.
+#[derive(Debug)]
+pub struct Once {
+    pace: Pace,
+    tally: Tally,
+}
+
+impl Once {
+    /// It begins at once.
+    pub fn new(load: Load) -> Once {
+        let pace = Pace::new(load, Instant::now() + LEAD);
+        let tally = Tally::of(load, pace.start());
+        Once { pace, tally }
+    }
+
+    /// What came of it. All callers have ended.
+    pub fn finish(self) -> Summary {
+        let left = (!self.pace.was_stopped()).then(|| self.pace.left());
+        self.tally
+            .finish(left.into_iter().flatten(), self.pace.end())
+    }
+}
+
+impl Turns for Once {
+    fn next(&self) -> Option<Turn> {
+        self.pace.next()
+    }
+
+    fn record(&self, turn: &Turn, began: Instant, ended: Instant, done: Done) {
+        self.tally.record(turn, began, ended, done);
+    }
+
+    fn stop(&self) {
+        self.pace.stop();
+    }
+}
+
+/// Ends the load if the caller that holds it panics: nobody would hear from it again.
+#[derive(Debug)]
+pub struct Alarm<'a, T: Turns + ?Sized>(pub &'a T);
+
+impl<T: Turns + ?Sized> Drop for Alarm<'_, T> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop();
+        }
+    }
 }
 
 thread_local! {
@@ -155,37 +219,56 @@ impl Drop for Keeping {
 /// Makes the call of one caller, on that caller's thread.
 pub type Caller<'a> = dyn Fn() -> Box<dyn FnMut() -> Done + 'a> + Sync + 'a;
 
-/// Puts a load on what `caller` makes, each caller a thread of its own, and waits for its end.
+/// Makes calls on a line with so many callers, each a thread that keeps its connections, until the line is over.
 ///
 /// # Errors
 /// A thread could not be started; those that were have ended by then.
-pub fn drive(load: Load, caller: &Caller<'_>) -> std::io::Result<Summary> {
-    let pace = Pace::new(load, Instant::now() + LEAD);
-    let tally = Tally::new(&pace);
+pub fn man(line: &Line, callers: usize, caller: &Caller<'_>) -> std::io::Result<()> {
     std::thread::scope(|scope| {
-        for i in 0..load.callers() {
-            let (pace, tally) = (&pace, &tally);
+        for i in 0..callers {
             let body = move || {
+                let _alarm = Alarm(line);
                 let _keeping = keeping();
                 let mut call = caller();
-                while let Some(turn) = pace.next() {
-                    sleep_until(turn.due);
+                while let Some(turn) = line.next() {
                     let began = Instant::now();
                     let done = call();
-                    tally.record(&turn, began, Instant::now(), done);
+                    line.record(&turn, began, Instant::now(), done);
                 }
             };
             let started = std::thread::Builder::new()
                 .name(format!("caller {i}"))
                 .spawn_scoped(scope, body);
             if let Err(e) = started {
-                pace.stop();
+                line.stop();
                 return Err(e);
             }
         }
         Ok(())
-    })?;
-    Ok(tally.finish(&pace))
+    })
+}
+
+/// What a client calls it when nobody answered, besides the names of errno(3): a stream that ended, and what drivers make of that.
+const CUT_OFF: [&str; 5] = ["EOF", "08001", "08006", "2006", "2013"];
+
+/// Does this code of a failure say that no answer came at all?
+pub fn is_silence(code: &str) -> bool {
+    CUT_OFF.contains(&code) || (code.starts_with('E') && errno(code).is_some())
+}
+
+thread_local! {
+    /// Nobody answered the last step of this thread.
+    static SILENCE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Takes note of what came back to a step of this thread: what a function raises afterwards does not tell.
+pub fn heard(response: &faultbox_contract::Response) {
+    SILENCE.set(!response.ok && response.status == 0 && is_silence(&response.code));
+}
+
+/// Did nobody answer this thread's last step? Asking forgets it.
+pub fn was_silence() -> bool {
+    SILENCE.replace(false)
 }
 
 /// Sleeps until a moment, as exactly as the kernel can: its default slack of 50 us would count as latency of every call.
@@ -195,4 +278,19 @@ pub fn sleep_until(due: Instant) {
     }
     exact_timers();
     std::thread::sleep(due.saturating_duration_since(Instant::now()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_an_answer_and_a_refusal_is_none() {
+        for code in ["ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EOF", "08006"] {
+            assert!(is_silence(code), "{code}");
+        }
+        for code in ["", "ERR", "EXECABORT", "53100", "READONLY", "1064"] {
+            assert!(!is_silence(code), "{code}");
+        }
+    }
 }

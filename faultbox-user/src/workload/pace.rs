@@ -34,14 +34,14 @@ impl Pace {
         }
     }
 
-    /// The load.
-    pub fn load(&self) -> &Load {
-        &self.load
-    }
-
     /// When it began.
     pub fn start(&self) -> Instant {
         self.start
+    }
+
+    /// When calls are begun no more.
+    pub fn end(&self) -> Instant {
+        self.end
     }
 
     /// The next turn; `None` when the load is over.
@@ -89,7 +89,7 @@ impl Pace {
 }
 
 /// When the turn of this number is due, from the beginning.
-fn offset(turn: u64, rate: f64) -> Duration {
+pub(super) fn offset(turn: u64, rate: f64) -> Duration {
     // No load lasts as long (`spec::params::LONGEST`), and a moment cannot hold much more.
     const FAR: Duration = Duration::from_secs(1000 * 24 * 3600);
     Duration::try_from_secs_f64(turn as f64 / rate).map_or(FAR, |due| due.min(FAR))

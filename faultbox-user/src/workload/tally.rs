@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::{Done, Load, Pace, Turn};
+use super::{Done, Load, Turn};
 
 /// Kinds of failure told apart; all further ones are counted together. Messages that carry an id would otherwise be a kind each.
 const KINDS: usize = 32;
@@ -31,6 +31,7 @@ pub struct Tally {
 struct Inner {
     latency: Histogram<u64>,
     failed: u64,
+    unanswered: u64,
     errors: BTreeMap<String, u64>,
     slots: Vec<Part>,
     late: u64,
@@ -56,6 +57,8 @@ pub struct Summary {
     pub errors: Vec<(String, u64)>,
     /// The latencies of all.
     pub latency: Histogram<u64>,
+    /// Calls that somebody answered, be it with an error: not those that were refused, cut off or given up, nor the unsent ones.
+    pub answered: u64,
     /// Answered calls a second, from the beginning to the last answer or the end, whichever is later.
     pub rate: f64,
     /// The rate asked for, of an open loop.
@@ -97,9 +100,8 @@ fn ns(d: Duration) -> u64 {
 }
 
 impl Tally {
-    /// For the load that `pace` hands out.
-    pub fn new(pace: &Pace) -> Tally {
-        let load = *pace.load();
+    /// For a load that begins at `start`.
+    pub fn of(load: Load, start: Instant) -> Tally {
         let interval = load.interval.max(Duration::from_millis(1));
         let slots = load.duration.as_nanos().div_ceil(interval.as_nanos());
         let part = || Part {
@@ -107,17 +109,18 @@ impl Tally {
             failed: 0,
         };
         Tally {
-            start: pace.start(),
+            start,
             load: Load { interval, ..load },
             inner: Mutex::new(Inner {
                 latency: histogram(3),
                 failed: 0,
+                unanswered: 0,
                 errors: BTreeMap::new(),
                 slots: (0..slots.max(1)).map(|_| part()).collect(),
                 late: 0,
                 lag: Duration::ZERO,
                 unsent: 0,
-                last: pace.start(),
+                last: start,
             }),
         }
     }
@@ -141,7 +144,8 @@ impl Tally {
         let last = inner.slots.len() - 1;
         let part = &mut inner.slots[at.min(last)];
         let _ = part.latency.record(latency);
-        if let Done::Failed(kind) = done {
+        inner.unanswered += u64::from(matches!(done, Done::Unanswered(_)));
+        if let Done::Failed(kind) | Done::Unanswered(kind) = done {
             part.failed += 1;
             inner.failed += 1;
             let kind = match inner.errors.contains_key(&kind) || inner.errors.len() < KINDS {
@@ -152,16 +156,13 @@ impl Tally {
         }
     }
 
-    /// Adds it all up. All callers have ended.
-    pub fn finish(self, pace: &Pace) -> Summary {
-        let end = self.start + self.load.duration;
+    /// Adds it all up, at the end of the load: no call is being made. `left` are the turns that nobody took, by when they were due.
+    pub fn finish(self, left: impl Iterator<Item = Instant>, end: Instant) -> Summary {
         {
             let mut inner = self.inner();
-            if !pace.was_stopped() {
-                for due in pace.left() {
-                    inner.unsent += 1;
-                    self.add(&mut inner, due, end, Done::Failed(UNSENT.to_owned()));
-                }
+            for due in left {
+                inner.unsent += 1;
+                self.add(&mut inner, due, end, Done::Failed(UNSENT.to_owned()));
             }
         }
         let interval = self.load.interval;
@@ -171,6 +172,7 @@ impl Tally {
             .unwrap_or_else(PoisonError::into_inner);
         let took = inner.last.max(end).saturating_duration_since(self.start);
         let count = inner.latency.len();
+        let answered = count - inner.unsent - inner.unanswered;
         let mut errors: Vec<(String, u64)> = inner.errors.into_iter().collect();
         errors.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
         let slot = |(i, part): (usize, Part)| Slot {
@@ -183,7 +185,8 @@ impl Tally {
             count,
             failed: inner.failed,
             errors,
-            rate: (count - inner.unsent) as f64 / took.as_secs_f64(),
+            answered,
+            rate: answered as f64 / took.as_secs_f64(),
             offered: self.load.shape.rate(),
             late: inner.late,
             lag: inner.lag,
@@ -208,7 +211,7 @@ pub fn quantile_ms(latency: &Histogram<u64>, share: f64) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Shape;
+    use super::super::{Pace, Shape};
     use super::*;
 
     fn open(rate: f64, seconds: u64) -> (Pace, Tally) {
@@ -220,8 +223,12 @@ mod tests {
         // Long ago, so that nothing has to be waited for.
         let start = Instant::now() - Duration::from_secs(100);
         let pace = Pace::new(load, start);
-        let tally = Tally::new(&pace);
+        let tally = Tally::of(load, start);
         (pace, tally)
+    }
+
+    fn finish(tally: Tally, pace: &Pace) -> Summary {
+        tally.finish(pace.left(), pace.end())
     }
 
     fn at(pace: &Pace, ms: u64) -> Instant {
@@ -244,7 +251,7 @@ mod tests {
         for _ in 0..3 {
             pace.take_one();
         }
-        let summary = tally.finish(&pace);
+        let summary = finish(tally, &pace);
         assert_eq!((summary.count, summary.failed, summary.unsent), (3, 1, 0));
         assert_eq!(summary.errors, [("503".to_owned(), 1)]);
         let slots: Vec<(u64, u64, u64)> = summary
@@ -265,7 +272,7 @@ mod tests {
     #[test]
     fn what_was_never_begun_is_a_failure_that_has_waited() {
         let (pace, tally) = open(2.0, 2);
-        let summary = tally.finish(&pace);
+        let summary = finish(tally, &pace);
         assert_eq!((summary.count, summary.unsent), (4, 4));
         assert_eq!(summary.errors, [(UNSENT.to_owned(), 4)]);
         assert!(summary.overloaded);
@@ -273,6 +280,20 @@ mod tests {
         // Three digits: 2000 ms may be told as some more.
         let max = quantile_ms(&summary.latency, 1.0).unwrap();
         assert!((2000.0..2005.0).contains(&max), "{max}");
+    }
+
+    #[test]
+    fn what_nobody_answered_is_no_answer() {
+        let (pace, tally) = open(3.0, 1);
+        let refused = || Done::Unanswered("ECONNREFUSED".into());
+        for done in [Done::Failed("500".into()), refused(), refused()] {
+            let turn = pace.start();
+            tally.record(&Turn { due: turn }, turn, turn, done);
+            pace.take_one();
+        }
+        let summary = finish(tally, &pace);
+        assert_eq!((summary.count, summary.failed), (3, 3));
+        assert_eq!((summary.answered, summary.rate), (1, 1.0));
     }
 
     #[test]
@@ -284,7 +305,7 @@ mod tests {
             tally.record(&turn, at(&pace, 0), at(&pace, 1), kind);
         }
         pace.take_one();
-        let summary = tally.finish(&pace);
+        let summary = finish(tally, &pace);
         assert_eq!(summary.errors.len(), KINDS + 1);
         assert_eq!(summary.errors[0], (OTHERS.to_owned(), 100 - KINDS as u64));
     }

@@ -82,6 +82,7 @@ impl<'v> StarlarkValue<'v> for Step {
         let response = run
             .blocking(|| run.host.step(&self.service, &self.interface, call))
             .map_err(Problem::from)?;
+        crate::workload::heard(&response);
         Ok(heap.alloc(ResponseValue(response)))
     }
 }
