@@ -76,6 +76,10 @@ const TYPES: &[(&str, &[&str])] = &[
         "proxy_tls_untrusted",
         &["interface", "upstream", "error", "help"],
     ),
+    (
+        "proxy_unanswered",
+        &["interface", "fault", "rule", "action", "reason", "label"],
+    ),
     ("mock_call", &["interface", "route", "error", "text"]),
     (
         "step",

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use faultbox_contract::{ArmedRule, ProxyEvent, ProxyHost};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::tls::{self, Secured, Settings};
@@ -99,6 +99,26 @@ impl Origin {
         self.host.sink.emit(ProxyEvent {
             kind: "proxy_degraded",
             fields: json!({"side": side, "reason": reason, "peer": self.peer.to_string()}),
+        });
+    }
+
+    /// Records that a rule which matches a request, of these fields, does not answer it, and why; the request goes on as it is.
+    pub fn unanswered(&self, rule: &ArmedRule, reason: &str, fields: Value) {
+        let mut event = json!({
+            "fault": rule.fault,
+            "rule": rule.rule.text,
+            "action": rule.rule.action.name,
+            "reason": reason,
+        });
+        if let (Some(event), Value::Object(fields)) = (event.as_object_mut(), fields) {
+            event.extend(fields);
+            if let Some(label) = &rule.rule.label {
+                event.insert("label".into(), label.as_str().into());
+            }
+        }
+        self.host.sink.emit(ProxyEvent {
+            kind: "proxy_unanswered",
+            fields: event,
         });
     }
 }

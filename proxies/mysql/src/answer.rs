@@ -140,12 +140,13 @@ fn encode(row: &Map<String, Value>, columns: &[Column]) -> Result<BytesMut, Stri
     Ok(packet)
 }
 
-/// Does a text return rows (its first statement, that is)?
+/// Does a text of one statement return rows?
 pub fn returns_rows(units: &Units) -> bool {
     // Behind an EXECUTE stands what it runs.
     let mut units = units.iter();
     let first = units.next();
-    let runs = first.filter(|unit| unit.verb() == "EXECUTE");
+    // MariaDB's SET STATEMENT … FOR is answered by what follows.
+    let runs = first.filter(|unit| matches!(unit.verb(), "EXECUTE" | "SET"));
     runs.and_then(|_| units.next())
         .or(first)
         .is_some_and(|unit| {

@@ -1,7 +1,7 @@
 //! The server's errors by number and symbol, with their SQLSTATEs and messages.
 //!
 //! `errors.tsv` has those of MariaDB's errmsg.txt that a statement or a connection can meet, then MySQL's own (errors of 3000 and
-//! up); "?" stands where the server fills something in.
+//! up); "?" stands where the server fills something in. Of 1062 it is the text that servers send with it, which has another number (1586).
 
 use std::sync::LazyLock;
 
@@ -81,7 +81,7 @@ mod tests {
                 "{e:?}"
             );
             assert!(
-                !e.message.is_empty() && by_symbol(e.symbol) == Some(e),
+                !e.message.is_empty() && !e.message.contains('%') && by_symbol(e.symbol) == Some(e),
                 "{e:?}"
             );
         }

@@ -13,7 +13,7 @@ use faultbox_engine::{
     Added, Conn, Effects, Ending, Inbox, Origin, Times, both, close, finish, gone, send,
     send_front, send_front_watching, serve_delays, tls,
 };
-use faultbox_sql::{Cache, Unit};
+use faultbox_sql::{Cache, Unit, unanswerable};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -368,12 +368,6 @@ impl Link<'_> {
         let facts = self.session().facts.clone();
         let sql = request.sql();
         let units = sql.map(|sql| sql.units(&self.shared.cache).clone());
-        let matches = |rule: &ArmedRule| {
-            compiled(rule).is_some_and(|c| match &units {
-                Some(units) => c.matches(rule.id, &facts, units),
-                None => c.matches_login(&facts),
-            }) && self.origin.admits(rule)
-        };
         let fields = || {
             let mut fields = json!({"user": facts.user, "database": facts.database});
             if let (Some(sql), Some(fields)) = (sql, fields.as_object_mut()) {
@@ -382,6 +376,26 @@ impl Link<'_> {
                 fields.insert("query".into(), Value::from(&text[..end]));
             }
             fields
+        };
+        let matches = |rule: &ArmedRule| {
+            let Some(c) = compiled(rule) else {
+                return false;
+            };
+            let meant = match &units {
+                Some(units) => c.matches(rule.id, &facts, units),
+                None => c.matches_login(&facts),
+            };
+            if !meant || !self.origin.admits(rule) {
+                return false;
+            }
+            let (Action::Response(_), Some(sql), Some(units)) = (&c.action, sql, &units) else {
+                return true;
+            };
+            match unanswerable(sql, units, c.first(units)) {
+                Some(reason) => self.origin.unanswered(rule, reason, fields()),
+                None => return true,
+            }
+            false
         };
         let outcome = |rule: &ArmedRule| match action(rule) {
             Some(Action::Error(error)) => {
@@ -442,8 +456,10 @@ impl Link<'_> {
             }
             Some(Action::Error(error)) => {
                 let rule = rule.and_then(compiled);
-                let commits = units().zip(rule).is_some_and(|(u, c)| c.means_commit(u));
-                deny(error.clone(), commits)
+                let unit = units().zip(rule).and_then(|(u, c)| c.first(u));
+                let about = unit.and_then(|unit| error.about(unit, &self.session().facts.database));
+                let error = about.map_or_else(|| error.clone(), Arc::new);
+                deny(error, unit.is_some_and(Unit::commits))
             }
             Some(Action::Response(rows)) => Verdict::Answer(rows.clone()),
             Some(Action::Drop) => return Err(End::lost()),

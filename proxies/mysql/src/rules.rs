@@ -57,7 +57,11 @@ pub static DOC: ProtocolDoc = ProtocolDoc {
                     Kind::Code,
                     "default: the one that goes with the code",
                 ),
-                ParamDoc::opt("message", Kind::Text, "default: the server's own"),
+                ParamDoc::opt(
+                    "message",
+                    Kind::Text,
+                    "default: the server's own, with \"?\" where it fills in what the proxy does not know",
+                ),
             ],
             summary: "the server's error; the statement never runs, and a code that rolls the transaction back does so",
         },
@@ -191,6 +195,8 @@ pub struct Error {
     pub sqlstate: String,
     /// The message.
     pub message: String,
+    /// Is it the server's own, whose gaps the statement may fill?
+    own: bool,
 }
 
 impl Error {
@@ -201,7 +207,27 @@ impl Error {
             code,
             sqlstate: known.map_or("HY000", |e| e.sqlstate).into(),
             message: known.map_or("injected error", |e| e.message).into(),
+            own: true,
         }
+    }
+
+    /// The same error about a statement in this database, if its message names the table.
+    pub fn about(&self, unit: &Unit, database: &str) -> Option<Error> {
+        if !self.own || !matches!(self.code, 1114 | 1146) {
+            return None;
+        }
+        let table = unit.tables().first()?;
+        let message = match self.code {
+            1114 => format!("The table '{}' is full", table.name),
+            _ => {
+                let schema = table.schema.as_deref().unwrap_or(database);
+                format!("Table '{schema}.{}' doesn't exist", table.name)
+            }
+        };
+        Some(Error {
+            message,
+            ..self.clone()
+        })
     }
 }
 
@@ -225,9 +251,9 @@ impl Compiled {
         self.statements.verb() == Some(CONNECT) && self.admits(facts)
     }
 
-    /// Is what the rule means, of these statements, the end of a transaction that keeps what it did?
-    pub fn means_commit(&self, units: &Units) -> bool {
-        self.statements.first(units).is_some_and(Unit::commits)
+    /// The first of these statements that the rule means.
+    pub fn first<'a>(&self, units: &'a Units) -> Option<&'a Unit> {
+        self.statements.first(units)
     }
 
     fn admits(&self, facts: &Facts) -> bool {
@@ -326,6 +352,7 @@ fn error(rule: &CheckedRule) -> Result<Error, ArgError> {
     }
     if let Some(message) = rule.text_of("message") {
         error.message = message.to_owned();
+        error.own = false;
     }
     Ok(error)
 }
@@ -416,6 +443,50 @@ mod tests {
             ]),
             own(45000, "45000", "no")
         );
+    }
+
+    #[test]
+    fn the_servers_messages_name_the_table_of_the_statement() {
+        let said = |code: i64, sql: &str| {
+            let rule = compiled("error", &[("code", Arg::Int(code))]).unwrap();
+            let Action::Error(error) = &rule.action else {
+                panic!("{rule:?}")
+            };
+            let units = Units::new(sql, Dialect::MYSQL);
+            let about = error.about(rule.first(&units).unwrap(), "shop");
+            about.map_or(error.message.clone(), |e| e.message)
+        };
+        assert_eq!(
+            said(1146, "SELECT * FROM orders"),
+            "Table 'shop.orders' doesn't exist"
+        );
+        assert_eq!(
+            said(1146, "SELECT * FROM other.orders"),
+            "Table 'other.orders' doesn't exist"
+        );
+        assert_eq!(
+            said(1114, "INSERT INTO shop.orders VALUES (1)"),
+            "The table 'orders' is full"
+        );
+        assert_eq!(said(1146, "SELECT 1"), "Table '?.?' doesn't exist");
+        assert_eq!(
+            said(1005, "CREATE TABLE t (a INT)"),
+            "Can't create table `?`.`?` (errno: ?)"
+        );
+        assert_eq!(
+            said(1062, "INSERT INTO t VALUES (1)"),
+            "Duplicate entry '?' for key '?'"
+        );
+        let own = compiled(
+            "error",
+            &[("code", Arg::Int(1146)), ("message", text("no"))],
+        )
+        .unwrap();
+        let Action::Error(error) = &own.action else {
+            panic!("{own:?}")
+        };
+        let units = Units::new("SELECT * FROM t", Dialect::MYSQL);
+        assert_eq!(error.about(own.first(&units).unwrap(), "shop"), None);
     }
 
     #[test]

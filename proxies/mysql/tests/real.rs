@@ -496,6 +496,53 @@ async fn step(addr: SocketAddr, sql: &str, params: Value, user: &str) -> Respons
     protocol.step(endpoint, call).await.unwrap()
 }
 
+/// Rows for one statement of several would stand for all of them: the string goes on as it is, and the run is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_statements_run_and_are_recorded() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    server.cli("CREATE DATABASE several; CREATE TABLE several.t (a INT, b TEXT)");
+    let args = [
+        ("query", text("SELECT 8*")),
+        ("rows", Arg::Json(json!([{"a": 1}]))),
+    ];
+    let rule = proxy.arm("response", &args);
+    let python = |sql: &str| {
+        let script = format!(
+            "import pymysql\nfrom pymysql.constants import CLIENT\n\
+             c = pymysql.connect(host='127.0.0.1', port={}, user='root', client_flag=CLIENT.MULTI_STATEMENTS).cursor()\n\
+             c.execute({sql:?})\nprint(c.fetchall())\nwhile c.nextset(): print(c.fetchall())",
+            proxy.addr.port()
+        );
+        let mut command =
+            std::process::Command::new(support::client("pymysql_client.py").get_program());
+        command.args(["-c", &script]);
+        blocking(move || run(command))
+    };
+    let (ok, said) = python("INSERT INTO several.t VALUES (5, 'w'); SELECT 8").await;
+    assert!(ok && said.lines().last() == Some("((8,),)"), "{said}");
+    let (ok, said) = python("ANALYZE FORMAT=JSON SELECT 8").await;
+    assert!(ok && said.contains("query_block"), "{said}");
+    assert_eq!((rule.matched(), proxy.fired()), (0, 0));
+    let recorded = proxy.events.of_kind("proxy_unanswered");
+    let reason = |i: usize| recorded[i].fields["reason"].to_string();
+    assert_eq!(recorded.len(), 2, "{recorded:?}");
+    assert!(reason(0).contains("several statements") && reason(1).contains("inside another"));
+    for sql in [
+        "SELECT 8;",
+        "(SELECT 8)",
+        "SET STATEMENT max_statement_time=9 FOR SELECT 8",
+    ] {
+        let (ok, said) = python(sql).await;
+        assert!(ok && said.trim() == "((1,),)", "{sql}: {said}");
+    }
+    assert_eq!(server.cli("SELECT count(*) FROM several.t").trim(), "1");
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
 /// Oracle's MySQL speaks more than MariaDB: query attributes, optional metadata, caching_sha2_password.
 #[tokio::test(flavor = "multi_thread")]
 async fn oracles_mysql_passes_and_errors() {

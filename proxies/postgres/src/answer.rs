@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 use faultbox_contract::Arg;
-use faultbox_sql::{Unit, Units};
+use faultbox_sql::{Place, Unit, Units};
 use serde_json::{Map, Value};
 
 use crate::codec::{self, Column};
@@ -21,7 +21,7 @@ pub struct Command {
 }
 
 impl Command {
-    /// Of the first statement, whose answer it is that the rows become.
+    /// Of a text of one statement: no other is answered by rows.
     pub fn of(units: &Units) -> Command {
         let mut units = units.iter();
         let Some(first) = units.next() else {
@@ -49,58 +49,86 @@ impl Command {
     }
 }
 
-/// The command as the server calls it, in its tags and errors (`CreateCommandTag` in utility.c): "CREATE TABLE".
+/// The command as the server calls it, in its tags and errors (`CreateCommandTag` in utility.c): "CREATE TABLE". Of a SELECT that moves a
+/// sequence it is the function, which is what refuses.
 pub fn name(unit: &Unit) -> String {
-    let words = || unit.canonical().split(' ').skip(1);
+    let says = |words: &str| unit.canonical().starts_with(words);
     match unit.verb() {
-        verb @ ("CREATE" | "ALTER" | "DROP" | "DISCARD" | "REFRESH") => {
-            let between = |word: &&str| {
-                matches!(
-                    *word,
-                    "or" | "replace"
-                        | "unique"
-                        | "temp"
-                        | "temporary"
-                        | "unlogged"
-                        | "global"
-                        | "local"
-                        | "recursive"
-                        | "trusted"
-                        | "procedural"
-                        | "constraint"
-                )
-            };
-            let mut kind = words().skip_while(between);
-            let mut name = format!("{verb} {}", kind.next().unwrap_or_default());
-            // Kinds of two words and more.
-            if let "CREATE materialized"
-            | "ALTER materialized"
-            | "DROP materialized"
-            | "REFRESH materialized" = name.as_str()
-            {
-                name.push_str(" VIEW");
-            }
-            if name.ends_with(" foreign") {
-                name = format!("{name} {}", kind.next().unwrap_or_default());
-            }
-            name.to_ascii_uppercase()
+        // It is planned, and named, with the statement around it.
+        verb if let Place::Cte(around) = unit.place()
+            && (verb, &**around) != ("SELECT", "SELECT") =>
+        {
+            around.to_string()
         }
+        verb @ ("CREATE" | "ALTER" | "DROP" | "DISCARD" | "REFRESH") => object_command(verb, unit),
         "COPY" if unit.says("from") => "COPY FROM".into(),
         "COPY" => "COPY TO".into(),
-        "SELECT" => {
+        "SELECT" if unit.says("into") => "SELECT INTO".into(),
+        "SELECT" | "VALUES" => {
             let strength = ["no key update", "update", "key share", "share"];
             let locks = |s: &&&str| unit.canonical().contains(&format!(" for {s}"));
-            match strength.iter().find(locks).filter(|_| unit.says("for")) {
-                Some(strength) => format!("SELECT FOR {}", strength.to_ascii_uppercase()),
-                None => "SELECT".into(),
+            let calls = |f: &&&str| {
+                let call = format!("{f} (");
+                let text = format!(" {}", unit.canonical().replace('.', " "));
+                text.contains(&format!(" {call}"))
+            };
+            match (
+                strength.iter().find(locks),
+                ["nextval", "setval"].iter().find(calls),
+            ) {
+                (Some(strength), _) => format!("SELECT FOR {}", strength.to_ascii_uppercase()),
+                (None, Some(function)) => format!("{function}()"),
+                (None, None) => "SELECT".into(),
             }
         }
+        verb @ ("GRANT" | "REVOKE") if !unit.says("on") => format!("{verb} ROLE"),
         "TRUNCATE" => "TRUNCATE TABLE".into(),
         "LOCK" => "LOCK TABLE".into(),
         "DECLARE" => "DECLARE CURSOR".into(),
         "CLOSE" => "CLOSE CURSOR".into(),
+        "REASSIGN" => "REASSIGN OWNED".into(),
+        "SECURITY" => "SECURITY LABEL".into(),
+        "IMPORT" => "IMPORT FOREIGN SCHEMA".into(),
+        "PREPARE" if says("prepare transaction") => "PREPARE TRANSACTION".into(),
+        verb @ ("COMMIT" | "ROLLBACK") if unit.says("prepared") => format!("{verb} PREPARED"),
         verb => verb.to_owned(),
     }
+}
+
+/// The name of a command that makes, changes or removes objects: their kind belongs to it.
+fn object_command(verb: &str, unit: &Unit) -> String {
+    let between = |word: &&str| {
+        matches!(
+            *word,
+            "or" | "replace"
+                | "unique"
+                | "temp"
+                | "temporary"
+                | "unlogged"
+                | "global"
+                | "local"
+                | "recursive"
+                | "trusted"
+                | "procedural"
+                | "constraint"
+        )
+    };
+    let words = unit.canonical().split(' ').skip(1);
+    let mut words = words.skip_while(between);
+    let first = words.next().unwrap_or_default();
+    let second = words.next().unwrap_or_default();
+    // Kinds of two words and more, and of two names.
+    let kind = match (first, second) {
+        ("materialized", _) => "materialized view".into(),
+        ("default", _) => "default privileges".into(),
+        ("table", _) if verb == "CREATE" && unit.says("as") => "table as".into(),
+        ("user" | "group", other) if other != "mapping" => "role".into(),
+        ("foreign" | "user" | "access" | "event", second) => format!("{first} {second}"),
+        ("operator", "class" | "family") => format!("{first} {second}"),
+        ("text", _) => format!("text search {}", words.next().unwrap_or_default()),
+        _ => first.into(),
+    };
+    format!("{verb} {kind}").to_ascii_uppercase()
 }
 
 /// The rows of a rule.
@@ -196,6 +224,7 @@ impl Rows {
                 format!("{verb} {}", self.rows.len())
             }
             "" | "VALUES" | "TABLE" => format!("SELECT {}", self.rows.len()),
+            _ if &*command.name == "CREATE TABLE AS" => format!("SELECT {}", self.rows.len()),
             _ => command.name.to_string(),
         }
     }
@@ -293,6 +322,16 @@ mod tests {
             ("SELECT a INTO u FROM t", "SELECT 2"),
             ("COPY t FROM '/tmp/x'", "COPY 2"),
             ("CREATE UNIQUE INDEX i ON t (a)", "CREATE INDEX"),
+            ("CREATE TABLE t AS SELECT 1", "SELECT 2"),
+            ("CREATE TABLE t (a int)", "CREATE TABLE"),
+            ("CREATE USER u", "CREATE ROLE"),
+            ("CREATE USER MAPPING FOR u SERVER s", "CREATE USER MAPPING"),
+            (
+                "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO u",
+                "ALTER DEFAULT PRIVILEGES",
+            ),
+            ("GRANT a TO b", "GRANT ROLE"),
+            ("GRANT SELECT ON a TO b", "GRANT"),
             (
                 "CREATE OR REPLACE FUNCTION f() RETURNS int",
                 "CREATE FUNCTION",

@@ -13,7 +13,7 @@ use faultbox_engine::{
     Added, Conn, Effects, Ending, Inbox, Origin, Times, both, close, finish, gone, send,
     send_front, send_front_watching, serve_delays,
 };
-use faultbox_sql::{Cache, Unit};
+use faultbox_sql::{Cache, Unit, unanswerable};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -423,12 +423,6 @@ impl Link<'_> {
         if failed && !units.iter().flat_map(|u| u.iter()).any(|u| ends(u.verb())) {
             return Fired::default();
         }
-        let matches = |rule: &ArmedRule| {
-            compiled(rule).is_some_and(|c| match request {
-                Request::Login => c.matches_login(&facts),
-                _ => c.matches(rule.id, &facts, units.as_deref()),
-            }) && self.origin.admits(rule)
-        };
         let host = &self.origin.host;
         let fields = || {
             let mut fields = json!({"user": facts.user, "database": facts.database});
@@ -438,6 +432,26 @@ impl Link<'_> {
                 fields.insert("query".into(), Value::from(&text[..end]));
             }
             fields
+        };
+        let matches = |rule: &ArmedRule| {
+            let Some(c) = compiled(rule) else {
+                return false;
+            };
+            let meant = match request {
+                Request::Login => c.matches_login(&facts),
+                _ => c.matches(rule.id, &facts, units.as_deref()),
+            };
+            if !meant || !self.origin.admits(rule) {
+                return false;
+            }
+            let (Action::Response(_), Some(sql), Some(units)) = (&c.action, sql, &units) else {
+                return true;
+            };
+            match unanswerable(sql, units, c.first(units)) {
+                Some(reason) => self.origin.unanswered(rule, reason, fields()),
+                None => return true,
+            }
+            false
         };
         let outcome = |rule: &ArmedRule| match action(rule) {
             Some(Action::Error(error)) => json!({"code": error.code}),

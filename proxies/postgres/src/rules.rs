@@ -244,8 +244,22 @@ impl Error {
     /// The same error about a command of this name, if it says which it is about.
     pub fn about(&self, command: &str) -> Option<Error> {
         let fields = self.names_command.as_deref()?;
-        // PreventCommandIfReadOnly in utility.c
-        let message = format!("cannot execute {command} in a read-only transaction");
+        // PreventCommandIfReadOnly and PreventCommandDuringRecovery in utility.c: some change nothing that a read-only transaction must leave
+        // alone, and cannot be done on a standby all the same (`ClassifyUtilityCommandAsReadOnly`).
+        let where_not = match command {
+            "VACUUM"
+            | "ANALYZE"
+            | "CLUSTER"
+            | "REINDEX"
+            | "LISTEN"
+            | "NOTIFY"
+            | "LOCK TABLE"
+            | "PREPARE TRANSACTION"
+            | "COMMIT PREPARED"
+            | "ROLLBACK PREPARED" => "during recovery",
+            _ => "in a read-only transaction",
+        };
+        let message = format!("cannot execute {command} {where_not}");
         let (detail, hint) = (fields.detail.as_deref(), fields.hint.as_deref());
         Some(Error::new(
             &fields.severity,

@@ -612,6 +612,108 @@ async fn answers_are_what_the_statement_is_answered_with() {
     assert_eq!(proxy.degradations(), [""; 0]);
 }
 
+/// Rows for one statement of several would stand for all of them, and what an EXPLAIN ANALYZE or a cursor runs has no rows of its own: they go
+/// on as they are, and the run is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rows_cannot_answer_runs_and_is_recorded() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    let client = connect(&proxy).await;
+    client
+        .batch_execute("DROP TABLE IF EXISTS unanswered; CREATE TABLE unanswered (a int, b text)")
+        .await
+        .unwrap();
+    let rows = Arg::Json(serde_json::json!([{"a": 1}]));
+    let args = [
+        ("query", text("SELECT 8*")),
+        ("rows", rows),
+        ("label", text("eight")),
+    ];
+    let rule = proxy.arm("response", &args);
+    let values = async |sql: &str| {
+        let messages = client.simple_query(sql).await.unwrap();
+        let values = messages.iter().filter_map(|m| match m {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        values.collect::<Vec<_>>()
+    };
+    let several = "INSERT INTO unanswered VALUES (5, 'w'); SELECT 8";
+    assert_eq!(values(several).await, ["8"]);
+    assert_eq!(
+        values("DECLARE c CURSOR WITH HOLD FOR SELECT 8; FETCH c; CLOSE c").await,
+        ["8"]
+    );
+    assert_eq!(
+        values("DECLARE d CURSOR WITH HOLD FOR SELECT 8").await,
+        [""; 0]
+    );
+    assert_eq!(values("FETCH d").await, ["8"]);
+    assert!(values("EXPLAIN ANALYZE SELECT 8").await[0].starts_with("Result"));
+    assert_eq!(values("PREPARE eight AS SELECT 8").await, [""; 0]);
+    assert!(values("EXPLAIN ANALYZE EXECUTE eight").await[0].starts_with("Result"));
+    let long = format!("SELECT 8 /* {} */; SELECT 9", "x".repeat(1 << 20));
+    assert_eq!(values(&long).await, ["8", "9"]);
+    assert_eq!((rule.matched(), proxy.fired()), (0, 0));
+    let recorded = proxy.events.of_kind("proxy_unanswered");
+    let field = |i: usize, name: &str| recorded[i].fields[name].as_str().unwrap_or_default();
+    assert_eq!(recorded.len(), 6, "{recorded:?}");
+    assert_eq!((field(0, "query"), field(0, "label")), (several, "eight"));
+    assert!(field(0, "rule").starts_with("response(query=\"SELECT 8*\""));
+    assert!(field(0, "reason").contains("several statements"));
+    assert!(field(2, "reason").contains("DECLARE CURSOR"));
+    assert!(field(5, "reason").contains("too long"));
+    // One statement is answered, in parentheses or behind a name, too.
+    for sql in ["SELECT 8", "(SELECT 8);", "; SELECT 8 ;", "EXECUTE eight"] {
+        assert_eq!(values(sql).await, ["1"], "{sql}");
+    }
+    assert_eq!(rule.hits(), 4);
+    assert_eq!(
+        client
+            .query("SELECT a FROM unanswered", &[])
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+/// The statement of a cursor and of an EXPLAIN ANALYZE is matched, and so is one in parentheses.
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_within_statements_are_matched() {
+    if skip() {
+        return;
+    }
+    let server = server();
+    let proxy = proxy(&server);
+    server.psql("psycopg3", "CREATE TABLE within (a int)");
+    let rule = proxy.arm(
+        "error",
+        &[
+            ("query", text("SELECT a FROM within*")),
+            ("code", text("disk_full")),
+        ],
+    );
+    let script = format!(
+        "import psycopg\nc = psycopg.connect('host=127.0.0.1 port={} user=postgres dbname=psycopg3', autocommit=True)\n\
+         for run in [lambda: c.cursor('named', withhold=True).execute('select a from within'), lambda: c.execute('(select a from within)'), \
+         lambda: c.execute('explain analyze select a from within'), lambda: c.execute('explain select a from within'), \
+         lambda: c.execute('copy (select a from within) to stdout')]:\n  try: run(); print('ran')\n  except psycopg.Error as e: print(e.sqlstate)",
+        proxy.addr.port()
+    );
+    let mut python = std::process::Command::new(client("psycopg3_client.py").get_program());
+    python.args(["-c", &script]);
+    let (ok, said) = blocking(move || run(python)).await;
+    assert!(ok, "{said}");
+    let said: Vec<_> = said.lines().collect();
+    assert_eq!(said, ["53100", "53100", "53100", "ran", "53100"]);
+    assert_eq!(rule.hits(), 4);
+}
+
 /// psycopg 3 with a parameter, so by the extended protocol; it asks for text unless told otherwise.
 fn client_of_text(sql: &str, port: u16) -> std::process::Command {
     let script = format!(
@@ -681,18 +783,18 @@ async fn logins_are_refused_and_sessions_that_are_there_go_on() {
     assert_eq!(proxy.degradations(), [""; 0]);
 }
 
-/// The recipe of a standby refuses what a read-only session of the server's refuses, in the same words, and nothing else.
+/// The recipe of a standby refuses what a standby refuses, in the same words, and nothing else; of that a read-only session refuses all but
+/// what only recovery forbids.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_server_is_the_servers() {
     if skip() {
         return;
     }
     let server = server();
+    let setup = "CREATE TABLE ro (id int)\nCREATE MATERIALIZED VIEW ro_view AS SELECT * FROM ro\nCREATE TABLE ro_other (id int)\nCREATE SEQUENCE ro_seq\n";
+    let standby = Server::standby(setup);
     let proxy = proxy(&server);
-    server.psql(
-        "psql",
-        "CREATE TABLE ro (id int); CREATE MATERIALIZED VIEW ro_view AS SELECT * FROM ro; CREATE TABLE ro_other (id int)",
-    );
+    server.psql("psql", &setup.trim_end().replace('\n', ";"));
     let recipes = include_str!("../../../specs/recipes/postgres.star");
     let (_, list) = recipes.split_once("_WRITES = ").unwrap();
     let (list, _) = list.split_once("\n]").unwrap();
@@ -701,52 +803,117 @@ async fn a_read_only_server_is_the_servers() {
     let query = format!("{{{}}}", patterns.join(","));
     let args = [("query", text(&query)), ("code", text("25006"))];
     proxy.arm("error", &args);
-    let mut refused = 0;
+    let (mut refused, mut by_recovery) = (0, 0);
+    let mut wrong = vec![];
     for sql in [
         "SELECT 1",
         "SELECT * FROM ro WHERE id = 1 ORDER BY id",
         "SELECT * FROM ro FOR UPDATE",
         "SELECT * FROM ro FOR NO KEY UPDATE",
         "SELECT * FROM ro FOR KEY SHARE",
+        "(SELECT * FROM ro FOR UPDATE)",
+        "SELECT * FROM (SELECT * FROM ro FOR UPDATE) x",
+        "SELECT 5 AS a INTO zz",
+        "SELECT 5 AS a INTO TEMP zz",
+        "SELECT nextval('ro_seq')",
+        "SELECT id, pg_catalog.nextval('ro_seq') FROM (VALUES (1)) v (id)",
+        "SELECT setval('ro_seq', 3)",
+        "VALUES (nextval('ro_seq'))",
+        "SELECT last_value FROM ro_seq",
         "BEGIN",
         "SHOW server_version_num",
         "SET search_path = public",
         "EXPLAIN INSERT INTO ro VALUES (1)",
+        "EXPLAIN ANALYZE INSERT INTO ro VALUES (1)",
+        "EXPLAIN (ANALYZE, COSTS off) DELETE FROM ro",
+        "EXPLAIN ANALYZE SELECT * FROM ro FOR SHARE",
+        "BEGIN; DECLARE c CURSOR FOR SELECT * FROM ro",
+        "BEGIN; DECLARE c CURSOR FOR SELECT * FROM ro FOR UPDATE",
+        "PREPARE p AS INSERT INTO ro VALUES (1)",
+        "PREPARE p AS INSERT INTO ro VALUES (1); EXECUTE p",
         "COPY ro TO STDOUT",
+        "COPY (SELECT * FROM ro) TO STDOUT",
+        "COPY (INSERT INTO ro VALUES (1) RETURNING id) TO STDOUT",
         "COPY ro FROM STDIN",
         "INSERT INTO ro VALUES (1)",
         "WITH x AS (SELECT 1) SELECT * FROM x",
         "WITH x AS (SELECT 1) INSERT INTO ro SELECT * FROM x",
+        "WITH x AS (DELETE FROM ro RETURNING id) SELECT * FROM x",
+        "WITH x AS (DELETE FROM ro RETURNING id) INSERT INTO ro_other SELECT * FROM x",
+        "WITH x AS (SELECT * FROM ro FOR UPDATE) SELECT * FROM x",
         "UPDATE ro SET id = 1",
         "DELETE FROM ro",
         "MERGE INTO ro USING ro_other o ON ro.id = o.id WHEN MATCHED THEN DELETE",
         "TRUNCATE ro",
-        "CREATE TABLE ro_new (id int)",
+        "CREATE TABLE ro_new (id int GENERATED ALWAYS AS IDENTITY)",
+        "CREATE TABLE ro_new AS SELECT 1",
+        "CREATE TEMP TABLE ro_new (id int)",
         "CREATE UNIQUE INDEX ON ro (id)",
         "CREATE OR REPLACE VIEW ro_v AS SELECT 1",
         "CREATE SCHEMA ro_schema",
+        "CREATE USER ro_user",
+        "CREATE EXTENSION plpgsql",
         "ALTER TABLE ro ADD COLUMN a int",
+        "ALTER SEQUENCE ro_seq RESTART",
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
+        "ALTER SYSTEM RESET work_mem",
         "DROP TABLE ro",
         "DROP MATERIALIZED VIEW ro_view",
+        "DROP OWNED BY scram_user",
+        "REASSIGN OWNED BY scram_user TO postgres",
         "REFRESH MATERIALIZED VIEW ro_view",
         "GRANT SELECT ON ro TO PUBLIC",
+        "GRANT pg_monitor TO scram_user",
         "REVOKE SELECT ON ro FROM PUBLIC",
+        "REVOKE pg_monitor FROM scram_user",
         "COMMENT ON TABLE ro IS 'x'",
+        "SECURITY LABEL ON TABLE ro IS 'x'",
+        "IMPORT FOREIGN SCHEMA x FROM SERVER y INTO z",
+        "VACUUM ro",
+        "ANALYZE ro",
+        "CLUSTER ro",
+        "REINDEX TABLE ro",
+        "LISTEN ro",
+        "UNLISTEN ro",
+        "NOTIFY ro, 'x'",
+        "BEGIN; LOCK ro IN ACCESS EXCLUSIVE MODE",
+        "BEGIN; LOCK ro IN ROW EXCLUSIVE MODE",
+        "BEGIN; PREPARE TRANSACTION 'ro'",
+        "ROLLBACK PREPARED 'ro'",
+        "CHECKPOINT",
+        "DISCARD ALL",
     ] {
-        let mut direct = psql_command(server.addr, "psql");
-        direct.args(["-c", "SET default_transaction_read_only = on", "-c", sql]);
-        let mut through = psql_command(proxy.addr, "psql");
-        through.args(["-c", "SET search_path = public", "-c", sql]);
-        let said = |(_, said): (bool, String)| {
-            let error = said.lines().find(|l| l.starts_with("ERROR:"));
-            error.unwrap_or_default().to_owned()
+        let ask = |addr, set: &str| {
+            let mut psql = psql_command(addr, "psql");
+            psql.args(["-c", set, "-c", sql]);
+            async {
+                let (_, said) = blocking(move || run(psql)).await;
+                let error = said.lines().find(|l| l.starts_with("ERROR:"));
+                error.unwrap_or_default().to_owned()
+            }
         };
-        let direct = said(blocking(move || run(direct)).await);
-        let through = said(blocking(move || run(through)).await);
-        assert_eq!(through, direct, "{sql}");
-        refused += usize::from(direct.contains("read-only transaction"));
+        let on_standby = ask(standby.addr, "SET search_path = public").await;
+        let through = ask(proxy.addr, "SET search_path = public").await;
+        let refuses = |said: &str| said.contains("read-only") || said.contains("recovery");
+        if through != on_standby && (refuses(&through) || refuses(&on_standby)) {
+            wrong.push((sql, through, on_standby));
+            continue;
+        }
+        if on_standby.contains("during recovery") {
+            by_recovery += 1;
+            continue;
+        }
+        let in_session = ask(server.addr, "SET default_transaction_read_only = on").await;
+        if on_standby.contains("read-only") || in_session.contains("read-only") {
+            if in_session != on_standby {
+                wrong.push((sql, in_session, on_standby));
+            }
+            refused += 1;
+        }
     }
-    assert_eq!(refused, 21);
+    println!("{refused} refused, {by_recovery} by recovery alone");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!((refused, by_recovery), (49, 10));
     assert_eq!(proxy.degradations(), [""; 0]);
 }
 

@@ -1,8 +1,9 @@
 //! SQL matching: which statements a rule's `query=`, `table=` and `verb=` mean.
 //!
-//! A text is cut into statements, and a statement with CTEs into its parts; a rule matches when all its matchers match one of
-//! these [units](Unit). What a unit is compared by is worked out when a rule first asks, and kept: see [`Sql`].
+//! A text is cut into statements, and a statement with CTEs, or with another one inside, into its parts; a rule matches when all its
+//! matchers match one of these [units](Unit). What a unit is compared by is worked out when a rule first asks, and kept: see [`Sql`].
 
+mod inner;
 mod lex;
 mod matcher;
 mod pattern;
@@ -17,7 +18,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lex::{Kind, Token};
-pub use matcher::Matcher;
+pub use matcher::{Matcher, unanswerable};
 pub use pattern::Pattern;
 pub use prepared::{Named, begins_named, named};
 pub use session::leaves_session_alone;
@@ -54,7 +55,7 @@ pub struct Modes {
     pub no_backslash_escapes: bool,
 }
 
-/// How deep CTEs within CTEs are followed.
+/// How deep statements within statements are followed.
 const DEPTH: usize = 16;
 
 /// The text of a request, with what has been found out about it.
@@ -62,6 +63,8 @@ const DEPTH: usize = 16;
 pub struct Sql {
     text: Box<[u8]>,
     dialect: Dialect,
+    /// Is there more of it, which nobody has seen?
+    cut: bool,
     /// What it runs by a name.
     runs: Vec<Arc<Sql>>,
     units: OnceLock<Arc<Units>>,
@@ -73,6 +76,7 @@ impl Sql {
         Sql {
             text: text.into(),
             dialect,
+            cut: false,
             runs: vec![],
             units: OnceLock::new(),
         }
@@ -82,6 +86,17 @@ impl Sql {
     pub fn running(mut self, runs: Vec<Arc<Sql>>) -> Sql {
         self.runs = runs;
         self
+    }
+
+    /// The same text, which may be the beginning of a longer one.
+    pub fn cut(mut self, cut: bool) -> Sql {
+        self.cut = cut;
+        self
+    }
+
+    /// May it be the beginning of a longer text?
+    pub fn is_cut(&self) -> bool {
+        self.cut
     }
 
     /// The text, what is not UTF-8 replaced.
@@ -100,6 +115,7 @@ impl Sql {
             all.extend(self.runs.iter().map(|run| run.units(cache).clone()));
             Arc::new(Units {
                 all: vec![],
+                statements: all[0].statements,
                 also: all,
                 verdicts: Mutex::default(),
             })
@@ -111,6 +127,8 @@ impl Sql {
 #[derive(Debug)]
 pub struct Units {
     all: Vec<Unit>,
+    /// How many statements the text itself holds.
+    statements: usize,
     /// Those of other texts behind them.
     also: Vec<Arc<Units>>,
     /// By rule. Short: rules that are gone are swept out when it grows past [`VERDICTS`].
@@ -123,11 +141,18 @@ const VERDICTS: usize = 32;
 impl Units {
     /// Cuts `text` into its units.
     pub fn new(text: &str, dialect: Dialect) -> Units {
+        let (all, statements) = units(text, dialect);
         Units {
-            all: units(text, dialect),
+            all,
+            statements,
             also: vec![],
             verdicts: Mutex::default(),
         }
+    }
+
+    /// How many statements the text holds, what they run by a name not counted.
+    pub fn statements(&self) -> usize {
+        self.statements
     }
 
     /// The units.
@@ -154,7 +179,7 @@ impl Units {
     }
 }
 
-/// One statement, or one part of a statement with CTEs.
+/// One statement, or one that is part of another.
 #[derive(Debug)]
 pub struct Unit {
     source: Box<str>,
@@ -164,6 +189,7 @@ pub struct Unit {
     /// The same with every qualifier dropped, if there are more.
     unqualified: Option<String>,
     verb: Box<str>,
+    place: Place,
     /// What the statement around it defines by WITH: not tables.
     ctes: Vec<Box<str>>,
     dialect: Dialect,
@@ -179,6 +205,11 @@ impl Unit {
     /// The command, upper case: "INSERT"; of a statement with CTEs, the main one's.
     pub fn verb(&self) -> &str {
         &self.verb
+    }
+
+    /// Where it stands in its statement.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Does this word (lower case) stand in it, outside of all parentheses?
@@ -212,6 +243,17 @@ impl Unit {
         self.tables
             .get_or_init(|| tables::of(&self.source, &self.ctes, self.dialect))
     }
+}
+
+/// Where a unit stands in the statement that it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// It is the whole of it, or what its answer comes from: the main part of one with CTEs, what stands in parentheses.
+    Whole,
+    /// A CTE of a statement of this command, as part of which it is run.
+    Cte(Box<str>),
+    /// It is run by one whose answer is another: EXPLAIN ANALYZE, a cursor, COPY.
+    Ran,
 }
 
 /// Units by text, shared by the connections of a proxy: the same statement is analysed once, however many connections send it.
@@ -251,20 +293,36 @@ impl Cache {
     }
 }
 
-/// The units of a text: each statement, and of a statement with CTEs each part as well.
-fn units(text: &str, dialect: Dialect) -> Vec<Unit> {
+/// The units of a text: each statement, and the parts of it; and how many statements they are.
+fn units(text: &str, dialect: Dialect) -> (Vec<Unit>, usize) {
     let tokens = lex::tokens(text, dialect);
     let mut out = vec![];
+    let mut statements = 0;
     let mut rest = &tokens[..];
     while !rest.is_empty() {
         let end = match dialect.is_mysql() && defines_routine(rest) {
             true => rest.len(),
             false => rest.iter().position(|t| t.is(";")).unwrap_or(rest.len()),
         };
-        collect(text, &rest[..end], &[], DEPTH, dialect, &mut out);
+        statements += usize::from(end > 0);
+        let within = Within {
+            ctes: &[],
+            place: Place::Whole,
+            depth: DEPTH,
+        };
+        collect(text, &rest[..end], within, dialect, &mut out);
         rest = rest.get(end + 1..).unwrap_or_default();
     }
-    out
+    (out, statements)
+}
+
+/// What stands around tokens that are collected.
+#[derive(Clone)]
+struct Within<'a> {
+    ctes: &'a [Box<str>],
+    place: Place,
+    /// How much deeper statements are followed.
+    depth: usize,
 }
 
 /// Does a MySQL routine begin here whose body holds statements of its own, up to the end of the text?
@@ -285,8 +343,7 @@ fn defines_routine(tokens: &[Token]) -> bool {
 fn collect(
     text: &str,
     tokens: &[Token],
-    outer: &[Box<str>],
-    depth: usize,
+    within: Within<'_>,
     dialect: Dialect,
     out: &mut Vec<Unit>,
 ) {
@@ -296,31 +353,55 @@ fn collect(
         return;
     };
     let with = with_clause(tokens);
-    let mut ctes = outer.to_vec();
+    let mut ctes = within.ctes.to_vec();
     let mut main = tokens;
     if let Some(with) = &with {
         ctes.extend(with.names.iter().cloned());
         main = &tokens[with.main..];
     }
+    let verb: Box<str> = verb(main, dialect).into();
     out.push(Unit {
         source: text[first.at.start..last.at.end].into(),
         canonical: canonical(tokens, |_| false),
         without_schemas: stripped(tokens, &relations::qualifiers(tokens, dialect)),
         unqualified: stripped(tokens, &all_qualifiers(tokens)),
-        verb: verb(main, dialect).into(),
+        verb: verb.clone(),
+        place: within.place.clone(),
         ctes: ctes.clone(),
         dialect,
         tables: OnceLock::new(),
     });
-    if let (Some(with), true) = (with, depth > 0) {
+    let Some(depth) = within.depth.checked_sub(1) else {
+        return;
+    };
+    let mut inside = |tokens: &[Token], place: Place| {
+        let within = Within {
+            ctes: &ctes,
+            place,
+            depth,
+        };
+        collect(text, tokens, within, dialect, out);
+    };
+    if let Some(with) = with {
+        // What is a CTE of an EXPLAIN's is run by the EXPLAIN, and so on outwards.
+        let place = match &within.place {
+            Place::Whole => Place::Cte(verb),
+            outer => outer.clone(),
+        };
         for body in with.bodies {
-            collect(text, &tokens[body], &ctes, depth - 1, dialect, out);
+            inside(&tokens[body], place.clone());
         }
-        collect(text, main, &ctes, depth - 1, dialect, out);
+        inside(main, within.place);
     } else if dialect.is_mysql()
-        && let Some(inner) = with_settings(tokens)
+        && let Some(at) = with_settings(tokens)
     {
-        collect(text, &tokens[inner..], outer, 0, dialect, out);
+        inside(&tokens[at..], within.place);
+    } else if let Some(ran) = inner::ran(tokens, dialect) {
+        inside(&tokens[ran], Place::Ran);
+    } else {
+        for part in inner::parenthesised(tokens) {
+            inside(&tokens[part], within.place.clone());
+        }
     }
 }
 

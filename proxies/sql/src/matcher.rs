@@ -3,7 +3,7 @@
 use faultbox_contract::rule::nearest;
 use faultbox_contract::{ArgError, CheckedRule};
 
-use crate::{Dialect, Pattern, Table, Unit, Units, canonical_verb};
+use crate::{Dialect, Pattern, Place, Sql, Table, Unit, Units, canonical_verb};
 
 /// The statements that a rule means; all of them, if it says nothing of statements.
 #[derive(Debug)]
@@ -68,6 +68,27 @@ impl Matcher {
                     .as_ref()
                     .is_none_or(|t| unit.tables().iter().any(|named| t.means(named)))
         })
+    }
+}
+
+/// Why rows must not stand for the answer to a text of which this unit is what a rule means: what else it does would silently not be
+/// done.
+pub fn unanswerable(sql: &Sql, units: &Units, meant: Option<&Unit>) -> Option<&'static str> {
+    let first = units.iter().next();
+    let is_first = |unit: &Unit| first.is_some_and(|first| std::ptr::eq(first, unit));
+    // Behind a name, what an EXPLAIN ANALYZE runs stands alone.
+    let explains = first.is_some_and(|first| first.verb() == "EXPLAIN");
+    match meant {
+        _ if units.statements() > 1 => {
+            Some("the string holds several statements, and rows would stand for all of them")
+        }
+        _ if sql.is_cut() => {
+            Some("the string is too long to see whether it holds other statements, too")
+        }
+        Some(unit) if *unit.place() == Place::Ran || explains && !is_first(unit) => Some(
+            "the statement is run inside another (EXPLAIN ANALYZE, DECLARE CURSOR or COPY), whose answer is not its rows",
+        ),
+        _ => None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::lex::{self, Kind, Token};
 use super::tables::unquote;
-use super::{Dialect, closing, defines_routine};
+use super::{Dialect, closing, defines_routine, inner};
 
 /// What a statement does with prepared statements.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,18 +71,9 @@ fn one(text: &str, tokens: &[Token], dialect: Dialect) -> Option<Named> {
         "execute" => name(1).map(Named::Execute),
         // Without ANALYZE nothing runs.
         "explain" => {
-            let options = match tokens.get(1)?.is("(") {
-                true => closing(tokens, 1)? + 1,
-                false => {
-                    let is_option = |w| matches!(w, Some("analyze" | "verbose"));
-                    (1..).find(|i| !is_option(word(*i)))?
-                }
-            };
-            let analyzes = tokens[1..options]
-                .iter()
-                .any(|t| t.word() == Some("analyze"));
-            (analyzes && word(options) == Some("execute"))
-                .then(|| name(options + 1))
+            let at = inner::analyzed(tokens, dialect)?;
+            (word(at) == Some("execute"))
+                .then(|| name(at + 1))
                 .flatten()
                 .map(Named::Execute)
         }

@@ -356,7 +356,7 @@ impl Frontend {
         if begins_named(text) || several() {
             pending.named = named(&String::from_utf8_lossy(text), session.dialect());
         }
-        let sql = Sql::new(if armed { text } else { &[] }, session.dialect());
+        let sql = Sql::new(if armed { text } else { &[] }, session.dialect()).cut(total > HEAD);
         let request = Request::Query(sql.running(session.run(&pending.named)));
         Ok(self.request(request, pending, session, armed))
     }

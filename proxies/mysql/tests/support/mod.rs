@@ -193,7 +193,7 @@ pub fn cli_command(addr: SocketAddr, database: &str) -> Command {
 }
 
 /// The command that runs a client's script: "pymysql_client.py", "mysql2_client.js", "Jdbc.java".
-fn client(script: &str) -> Command {
+pub fn client(script: &str) -> Command {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/clients")
         .join(script);

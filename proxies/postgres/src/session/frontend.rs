@@ -213,7 +213,9 @@ impl Frontend {
                     false => vec![],
                 };
                 if armed {
-                    let sql = Sql::new(text, Dialect::Postgres).running(self.run(&named));
+                    let sql = Sql::new(text, Dialect::Postgres)
+                        .cut(HEADER + body.len() >= HEAD)
+                        .running(self.run(&named));
                     self.named = named;
                     return Ok(Some(Request::Simple(sql)));
                 }

@@ -3,6 +3,7 @@
 // Each test binary uses its part of this.
 #![allow(dead_code)]
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -53,19 +54,25 @@ pub fn server() -> Arc<Server> {
 impl Server {
     /// A server of the test's own that offers TLS, with a certificate that it has signed itself.
     pub fn with_tls() -> Server {
-        Server::start_with(&["-c", "ssl=on"], None)
+        Server::start_with(&["-c", "ssl=on"], None, None)
     }
 
     /// The same with this certificate.
     pub fn with_certificate(identity: &Identity) -> Server {
-        Server::start_with(&["-c", "ssl=on"], Some(identity))
+        Server::start_with(&["-c", "ssl=on"], Some(identity), None)
+    }
+
+    /// A standby of the test's own, which waits for a primary that never comes; these statements, a line each, have been run in its database
+    /// "psql" before.
+    pub fn standby(setup: &str) -> Server {
+        Server::start_with(&[], None, Some(setup))
     }
 
     fn start(settings: &[&str]) -> Server {
-        Server::start_with(settings, None)
+        Server::start_with(settings, None, None)
     }
 
-    fn start_with(settings: &[&str], identity: Option<&Identity>) -> Server {
+    fn start_with(settings: &[&str], identity: Option<&Identity>, standby: Option<&str>) -> Server {
         assert!(
             Path::new(BIN).join("initdb").exists(),
             "{BIN}/initdb is missing: apt-get install postgresql-15 (or FAULTBOX_SKIP_REAL=1)"
@@ -131,6 +138,15 @@ impl Server {
         }
         let hba = "host all scram_user 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n";
         std::fs::write(folder.join("data/pg_hba.conf"), hba).expect("pg_hba.conf can be written");
+        if let Some(setup) = standby {
+            single(
+                user,
+                "postgres",
+                "CREATE DATABASE psql\nCREATE ROLE scram_user\n",
+            );
+            single(user, "psql", setup);
+            run(user("touch").arg("data/standby.signal"));
+        }
         let addr = free_addr();
         // The shell ends the server when this process closes the pipe, whichever way it ends.
         let script = format!(
@@ -159,6 +175,9 @@ impl Server {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
+        if standby.is_some() {
+            return server;
+        }
         for database in [
             "psql", "pgbench", "tokio", "psycopg2", "psycopg3", "asyncpg", "node", "jdbc",
         ] {
@@ -185,6 +204,23 @@ impl Server {
     pub fn psql(&self, database: &str, sql: &str) -> String {
         run(psql_command(self.addr, database).args(["-c", sql]))
     }
+}
+
+/// Runs statements, a line each, without a server: what a standby holds must be there before it is one.
+fn single(user: impl Fn(&str) -> Command, database: &str, statements: &str) {
+    let mut command = user(&format!("{BIN}/postgres"));
+    command.args(["--single", "-D", "data", database]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("postgres starts");
+    let mut stdin = child.stdin.take().expect("it reads");
+    stdin
+        .write_all(statements.as_bytes())
+        .expect("it takes statements");
+    drop(stdin);
+    assert!(child.wait().is_ok_and(|status| status.success()));
 }
 
 impl Drop for Server {
