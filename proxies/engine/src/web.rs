@@ -1,5 +1,7 @@
 //! What the protocols of the web share: bodies, header fields and request targets as specs write them.
 
+use std::borrow::Cow;
+
 use faultbox_contract::rule::slip_of;
 use faultbox_contract::{Arg, ArgError, CheckedStep, Dialect, Glob};
 use serde_json::Value;
@@ -194,6 +196,14 @@ fn percent_encode(text: &str, out: &mut String) {
         } else {
             out.push_str(&format!("%{byte:02X}"));
         }
+    }
+}
+
+/// The status as a message says it: in words, or where the registry has none by its number.
+pub fn words(status: u16) -> Cow<'static, str> {
+    match reason(status) {
+        "" => format!("status {status}").into(),
+        words => words.into(),
     }
 }
 

@@ -12,7 +12,9 @@ use serde_json::json;
 
 use crate::codec::split_target;
 use crate::steps;
-use faultbox_engine::web::{check_method, encode_body, encode_json, globs, reason, text_map};
+use faultbox_engine::web::{
+    check_method, encode_body, encode_json, globs, reason, text_map, words,
+};
 
 /// How much of a request's body the matchers look at.
 pub const BODY_WINDOW: usize = 64 << 10;
@@ -420,12 +422,25 @@ fn answer(rule: &CheckedRule) -> Result<Answer, ArgError> {
             );
         }
     }
+    // With body= as a matcher in mind, the rule would answer every request, with a pattern.
+    let matchers = DOC.matchers.iter().filter(|m| m.name != "body");
+    if let Some(body) = rule.text_of("body")
+        && (body.starts_with('*') || body.ends_with('*'))
+        && matchers.into_iter().all(|m| rule.get(m.name).is_none())
+    {
+        let message = format!(
+            "`body` is the answer's body here, and the rule answers every request with `{body}`"
+        );
+        return Err(ArgError::new("body", message).hint(
+            "match the request's body with request_body=; if every request is meant, say so: path=\"/**\"",
+        ));
+    }
     let (kind, body) = match (rule.get("body"), rule.get("json")) {
         (Some(body), _) => encode_body(body),
         (None, Some(json)) => encode_json(&json.to_json()),
         (None, None) if is_error => {
-            let message = rule.text_of("message").unwrap_or(reason(status));
-            encode_json(&json!({ "error": message }))
+            let message = rule.text_of("message").map(Cow::from);
+            encode_json(&json!({ "error": message.unwrap_or_else(|| words(status)) }))
         }
         (None, None) => (None, vec![]),
     };

@@ -1,6 +1,7 @@
 //! What can be matched in HTTP/2 and gRPC and what can be done to it: the tables, and rules compiled from them.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use faultbox_contract::doc::{Class, common};
 use faultbox_contract::{
     ActionDoc, Arg, ArgError, ArmedRule, CheckedRule, Dialect, Glob, Kind, ParamDoc, ProtocolDoc,
 };
-use faultbox_engine::web::{check_method, encode_body, encode_json, globs, reason, text_map};
+use faultbox_engine::web::{check_method, encode_body, encode_json, globs, text_map, words};
 use serde_json::json;
 
 use crate::codec::hpack::Field;
@@ -496,7 +497,8 @@ fn plain_answer(rule: &CheckedRule, is_error: bool) -> Result<Answer, ArgError> 
         (Some(body), _) => encode_body(body),
         (None, Some(json)) => encode_json(&json.to_json()),
         (None, None) if is_error => {
-            let message = rule.text_of("message").unwrap_or(reason(status));
+            let message = rule.text_of("message").map(Cow::from);
+            let message = message.unwrap_or_else(|| words(status));
             encode_json(&json!({ "error": message }))
         }
         (None, None) => (None, vec![]),
