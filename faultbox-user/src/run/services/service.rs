@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -238,18 +238,7 @@ impl Service {
             format!("service `{}` cannot be started: {e}", self.decl.name),
             Blame::Environment,
         );
-        reason.help = match e.kind() {
-            io::ErrorKind::PermissionDenied => Some(format!(
-                "make {} executable, and its folders accessible, for the user it runs as",
-                self.program.display()
-            )),
-            io::ErrorKind::NotFound => Some(format!(
-                "check that {} and its interpreter (the `#!` line) exist, and its working directory {}",
-                self.program.display(),
-                self.decl.cwd.display()
-            )),
-            _ => None,
-        };
+        reason.help = start_help(e, &self.program, &self.decl.cwd);
         reason
     }
 
@@ -489,6 +478,27 @@ impl Service {
     }
 }
 
+/// What to do about a program that did not start, by the step that failed.
+fn start_help(e: &io::Error, program: &Path, cwd: &Path) -> Option<String> {
+    let (program, cwd) = (program.display(), cwd.display());
+    let in_cwd = e.to_string().starts_with("chdir ");
+    match e.kind() {
+        io::ErrorKind::PermissionDenied if in_cwd => Some(format!(
+            "make its working directory {cwd}, and the folders above it, accessible for the user it runs as, or give it another by cwd="
+        )),
+        io::ErrorKind::PermissionDenied => Some(format!(
+            "make {program} executable, and its folders accessible, for the user it runs as"
+        )),
+        io::ErrorKind::NotFound if in_cwd => {
+            Some(format!("check that its working directory {cwd} exists"))
+        }
+        io::ErrorKind::NotFound => Some(format!(
+            "check that {program} and its interpreter (the `#!` line) exist, and its working directory {cwd}"
+        )),
+        _ => None,
+    }
+}
+
 fn live_tree(
     cgroup: Option<&std::path::Path>,
     leader: Option<(i32, bool)>,
@@ -514,4 +524,29 @@ fn try_bind(addr: SocketAddr, kind: SockType) -> nix::Result<()> {
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     }
     bind(fd.as_raw_fd(), &SockaddrStorage::from(addr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_is_about_the_step_that_failed() {
+        let help = |kind: io::ErrorKind, text: &str| {
+            let e = io::Error::new(kind, text.to_owned());
+            start_help(&e, Path::new("/opt/db/run.sh"), Path::new("/root/audit"))
+                .unwrap_or_default()
+        };
+        let denied = io::ErrorKind::PermissionDenied;
+        let cwd = help(denied, "chdir /root/audit: Permission denied");
+        assert!(cwd.contains("/root/audit") && cwd.contains("cwd="), "{cwd}");
+        assert!(!cwd.contains("run.sh"), "{cwd}");
+        let exec = help(denied, "exec /opt/db/run.sh: Permission denied");
+        assert!(exec.starts_with("make /opt/db/run.sh executable"), "{exec}");
+        let gone = help(
+            io::ErrorKind::NotFound,
+            "chdir /root/audit: No such file or directory",
+        );
+        assert!(!gone.contains("run.sh"), "{gone}");
+    }
 }
