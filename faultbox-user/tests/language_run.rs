@@ -641,7 +641,7 @@ def test_another_field():
     assert_never(where=lambda e: e.errno == "EIO")
     assert_eq([e.written for e in events(service="db")], ["../shadow"])
 def test_raises():
-    assert_fails(lambda: assert_never(service="db", path="/etc/shadow"))
+    assert_raises(lambda: assert_never(service="db", path="/etc/shadow"))
 "#,
     );
     let unnamed = || {

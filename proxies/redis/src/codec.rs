@@ -35,7 +35,7 @@ pub fn number(digits: &[u8]) -> Option<i64> {
     };
     // Downwards, where there is one number more.
     let below = rest.iter().try_fold(-i64::from(first - b'0'), |n, digit| {
-        let digit = digit.is_ascii_digit().then_some(digit - b'0')?;
+        let digit = digit.is_ascii_digit().then(|| digit - b'0')?;
         n.checked_mul(10)?.checked_sub(digit.into())
     })?;
     match negative {
@@ -560,6 +560,7 @@ mod tests {
             "9223372036854775808",
             "-9223372036854775809",
             "1x",
+            "1!",
         ] {
             assert_eq!(number(bad.as_bytes()), None, "{bad}");
         }

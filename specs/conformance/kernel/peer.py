@@ -83,7 +83,11 @@ def datagram(name, text, seconds):
 def refused(port):
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        client.bind(("127.0.0.1", port))
+        try:
+            client.bind(("127.0.0.1", port))
+        except OSError:
+            # Somebody has it.
+            return False
         return client.connect_ex(("127.0.0.1", 1)) == errno.ECONNREFUSED
 
 

@@ -253,10 +253,12 @@ impl Watch {
     ) -> Result<(), String> {
         let owner = self.slot(service)?;
         let proxy = interface.proxy_addr;
-        for ip in ways_to(real.ip()) {
-            let name = format!("{service}.{}", interface.name);
-            self.interfaces()
-                .insert(SocketAddr::new(ip, real.port()), name);
+        for addr in proxy.into_iter().chain([real]) {
+            for ip in ways_to(addr.ip()) {
+                let name = format!("{service}.{}", interface.name);
+                self.interfaces()
+                    .insert(SocketAddr::new(ip, addr.port()), name);
+            }
         }
         let mut tables = self.tables();
         for proto in protos(interface.protocol) {

@@ -260,7 +260,7 @@ fn elements(value: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
 /// Digits as the number that they are, if it is not too large; those of no digits are 0.
 fn number(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0u64, |n, digit| {
-        let digit = digit.is_ascii_digit().then_some(digit - b'0')?;
+        let digit = digit.is_ascii_digit().then(|| digit - b'0')?;
         n.checked_mul(10)?.checked_add(digit.into())
     })
 }
