@@ -40,7 +40,7 @@ It stands in specs/examples/quickstart/orders/src/main.rs, `create`. Mend it (pl
   cargo build --release --package quickstart-orders
   target/release/faultbox test specs/examples/quickstart/bug.star
 
-Both runs took {:.1} s. `cargo install --path faultbox-user` puts faultbox on your PATH. Next: specs/examples/quickstart/faultbox.star is short, and docs/language.md tells the rest.",
+Both runs took {:.1} s. `cargo install --profile dist --path faultbox-user` puts faultbox on your PATH. Next: specs/examples/quickstart/faultbox.star is short, and docs/language.md tells the rest.",
         began.elapsed().as_secs_f64()
     );
     Ok(true)

@@ -534,18 +534,18 @@ mod tests {
     fn the_help_is_about_the_step_that_failed() {
         let help = |kind: io::ErrorKind, text: &str| {
             let e = io::Error::new(kind, text.to_owned());
-            start_help(&e, Path::new("/opt/db/run.sh"), Path::new("/root/audit"))
+            start_help(&e, Path::new("/opt/db/run.sh"), Path::new("/srv/closed/audit"))
                 .unwrap_or_default()
         };
         let denied = io::ErrorKind::PermissionDenied;
-        let cwd = help(denied, "chdir /root/audit: Permission denied");
-        assert!(cwd.contains("/root/audit") && cwd.contains("cwd="), "{cwd}");
+        let cwd = help(denied, "chdir /srv/closed/audit: Permission denied");
+        assert!(cwd.contains("/srv/closed/audit") && cwd.contains("cwd="), "{cwd}");
         assert!(!cwd.contains("run.sh"), "{cwd}");
         let exec = help(denied, "exec /opt/db/run.sh: Permission denied");
         assert!(exec.starts_with("make /opt/db/run.sh executable"), "{exec}");
         let gone = help(
             io::ErrorKind::NotFound,
-            "chdir /root/audit: No such file or directory",
+            "chdir /srv/closed/audit: No such file or directory",
         );
         assert!(!gone.contains("run.sh"), "{gone}");
     }
