@@ -534,12 +534,19 @@ mod tests {
     fn the_help_is_about_the_step_that_failed() {
         let help = |kind: io::ErrorKind, text: &str| {
             let e = io::Error::new(kind, text.to_owned());
-            start_help(&e, Path::new("/opt/db/run.sh"), Path::new("/srv/closed/audit"))
-                .unwrap_or_default()
+            start_help(
+                &e,
+                Path::new("/opt/db/run.sh"),
+                Path::new("/srv/closed/audit"),
+            )
+            .unwrap_or_default()
         };
         let denied = io::ErrorKind::PermissionDenied;
         let cwd = help(denied, "chdir /srv/closed/audit: Permission denied");
-        assert!(cwd.contains("/srv/closed/audit") && cwd.contains("cwd="), "{cwd}");
+        assert!(
+            cwd.contains("/srv/closed/audit") && cwd.contains("cwd="),
+            "{cwd}"
+        );
         assert!(!cwd.contains("run.sh"), "{cwd}");
         let exec = help(denied, "exec /opt/db/run.sh: Permission denied");
         assert!(exec.starts_with("make /opt/db/run.sh executable"), "{exec}");
