@@ -157,7 +157,7 @@ async fn jdbc_passes() {
 }
 
 /// The server's own messages, by the table of errors.
-const DUPLICATE: &str = "Duplicate entry '?' for key ?";
+const DUPLICATE: &str = "Duplicate entry '?' for key '?'";
 const DEADLOCK: &str = "Deadlock found when trying to get lock; try restarting transaction";
 const WAIT: &str = "Lock wait timeout exceeded; try restarting transaction";
 
@@ -170,7 +170,7 @@ async fn pymysql_errors() {
         |what: &str| format!("{what} 'pymysql.err.IntegrityError' 1062 \"{DUPLICATE}\"");
     let expected = [
         duplicate("duplicate"),
-        r#"warnings (('Error', 1062, "Duplicate entry '?' for key ?"),) ((1, 1),)"#.into(),
+        r#"warnings (('Error', 1062, "Duplicate entry '?' for key '?'"),) ((1, 1),)"#.into(),
         operational("wait", 1205, WAIT),
         duplicate("in transaction, duplicate"),
         operational("in transaction, wait", 1205, WAIT),
@@ -513,7 +513,7 @@ async fn several_statements_run_and_are_recorded() {
     let python = |sql: &str| {
         let script = format!(
             "import pymysql\nfrom pymysql.constants import CLIENT\n\
-             c = pymysql.connect(host='127.0.0.1', port={}, user='root', client_flag=CLIENT.MULTI_STATEMENTS).cursor()\n\
+             c = pymysql.connect(host='127.0.0.1', port={}, user='root', autocommit=True, client_flag=CLIENT.MULTI_STATEMENTS).cursor()\n\
              c.execute({sql:?})\nprint(c.fetchall())\nwhile c.nextset(): print(c.fetchall())",
             proxy.addr.port()
         );
