@@ -119,7 +119,7 @@ pub mod dialling {
     pub const ASKED: u64 = 0;
     /// Its first packet has been made.
     pub const BEGUN: u64 = 1;
-    /// It is none, but a datagram.
+    /// It is none, but a datagram or the destination of datagrams.
     pub const DATAGRAM: u64 = 2;
 }
 

@@ -33,6 +33,9 @@ fn chooses_errno() -> bool {
     unsafe { core::ptr::read_volatile(&CHOOSES_ERRNO) != 0 }
 }
 
+/// IPPROTO_TCP (RFC 790).
+const TCP: u32 = 6;
+
 /// The third word of an IPv4-mapped address, in memory order.
 const MAPPED: u32 = 0xffff_u32.to_be();
 
@@ -201,7 +204,8 @@ fn decide(
         wanted,
         sent,
         by: stream::caller(),
-        state: match connecting {
+        // A datagram socket that is connected has its destination, and sends nothing.
+        state: match connecting && wanted.proto == TCP {
             true => dialling::ASKED,
             false => dialling::DATAGRAM,
         },

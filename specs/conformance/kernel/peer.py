@@ -6,7 +6,7 @@ Whoever connects to PORT may send lines: "ping" is answered with "pong"; "ask NA
 is kept to it (made at first use, and again after an error) and answers with what came, or with the error's name; "peer NAME" answers
 with what getpeername(2) shows of that connection; "udp NAME TEXT SECONDS" sends a datagram there and answers with what comes back and
 from where; "tell NAME TEXT" sends the peer the line "told TEXT", which nobody answers, and "heard TEXT" answers whether that line has
-come here; "churn N" makes that many connections that nobody takes, each from another port, and answers with how many were refused. Where the peers are stands in CONFIG, a line each: NAME HOST PORT, and in variables of the environment: PEER_name=HOST:PORT.
+come here; "aim NAME" connects a datagram socket to that peer and closes it, which sends nothing; "churn N" makes that many connections that nobody takes, each from another port, and answers with how many were refused. Where the peers are stands in CONFIG, a line each: NAME HOST PORT, and in variables of the environment: PEER_name=HOST:PORT.
 Datagrams are sent back as they come.
 """
 import errno
@@ -105,6 +105,10 @@ def answer(words):
         return tell(words[1], words[2])
     if words[0] == "heard":
         return "yes" if words[1] in told else "no"
+    if words[0] == "aim":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.connect(peers[words[1]])
+        return "done"
     if words[0] == "churn":
         return str(sum(refused(port) for port in range(30000, 30000 + int(words[1]))))
     if words[0] == "udp":
