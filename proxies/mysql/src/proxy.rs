@@ -13,7 +13,7 @@ use faultbox_engine::{
     Added, Conn, Effects, Ending, Inbox, Origin, Times, both, close, finish, gone, send,
     send_front, send_front_watching, serve_delays, tls,
 };
-use faultbox_sql::{Cache, Unit, unanswerable};
+use faultbox_sql::{Cache, Unit, event_fields, unanswerable};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -23,9 +23,6 @@ use crate::codec::{Malformed, Reply};
 use crate::corrupt::Corrupt;
 use crate::rules::{Action, Compiled, Error};
 use crate::session::{Answer, Backend, Frontend, Raw, Request, Session, Step, Verdict};
-
-/// The most characters of a statement that an event shows.
-const SHOWN: usize = 200;
 
 /// What the connections of one proxy share.
 #[derive(Default)]
@@ -368,15 +365,7 @@ impl Link<'_> {
         let facts = self.session().facts.clone();
         let sql = request.sql();
         let units = sql.map(|sql| sql.units(&self.shared.cache).clone());
-        let fields = || {
-            let mut fields = json!({"user": facts.user, "database": facts.database});
-            if let (Some(sql), Some(fields)) = (sql, fields.as_object_mut()) {
-                let text = sql.text();
-                let end = text.char_indices().nth(SHOWN).map_or(text.len(), |c| c.0);
-                fields.insert("query".into(), Value::from(&text[..end]));
-            }
-            fields
-        };
+        let fields = || event_fields(&facts.user, &facts.database, sql);
         let matches = |rule: &ArmedRule| {
             let Some(c) = compiled(rule) else {
                 return false;

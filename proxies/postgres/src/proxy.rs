@@ -13,7 +13,7 @@ use faultbox_engine::{
     Added, Conn, Effects, Ending, Inbox, Origin, Times, both, close, finish, gone, send,
     send_front, send_front_watching, serve_delays,
 };
-use faultbox_sql::{Cache, Unit, unanswerable};
+use faultbox_sql::{Cache, Unit, event_fields, unanswerable};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -25,9 +25,6 @@ use crate::effects::Corrupt;
 use crate::encryption::negotiate;
 use crate::rules::{Action, Compiled, Error};
 use crate::session::{Backend, Frontend, Raw, Reply, Request, Session, Step, Verdict, Want};
-
-/// The most characters of a statement that an event shows.
-const SHOWN: usize = 200;
 
 /// What the connections of one proxy share.
 #[derive(Default)]
@@ -424,15 +421,7 @@ impl Link<'_> {
             return Fired::default();
         }
         let host = &self.origin.host;
-        let fields = || {
-            let mut fields = json!({"user": facts.user, "database": facts.database});
-            if let (Some(sql), Some(fields)) = (sql, fields.as_object_mut()) {
-                let text = sql.text();
-                let end = text.char_indices().nth(SHOWN).map_or(text.len(), |c| c.0);
-                fields.insert("query".into(), Value::from(&text[..end]));
-            }
-            fields
-        };
+        let fields = || event_fields(&facts.user, &facts.database, sql);
         let matches = |rule: &ArmedRule| {
             let Some(c) = compiled(rule) else {
                 return false;

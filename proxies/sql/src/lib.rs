@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lex::{Kind, Token};
-pub use matcher::{Matcher, unanswerable};
+pub use matcher::{Matcher, event_fields, unanswerable};
 pub use pattern::Pattern;
 pub use prepared::{Named, begins_named, named};
 pub use session::leaves_session_alone;

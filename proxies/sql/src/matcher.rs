@@ -2,6 +2,7 @@
 
 use faultbox_contract::rule::nearest;
 use faultbox_contract::{ArgError, CheckedRule};
+use serde_json::{Value, json};
 
 use crate::{Dialect, Pattern, Place, Sql, Table, Unit, Units, canonical_verb};
 
@@ -69,6 +70,20 @@ impl Matcher {
                     .is_none_or(|t| unit.tables().iter().any(|named| t.means(named)))
         })
     }
+}
+
+/// The most characters of a statement that an event shows.
+const SHOWN: usize = 200;
+
+/// What events say of a request: who asks for what.
+pub fn event_fields(user: &str, database: &str, sql: Option<&Sql>) -> Value {
+    let mut fields = json!({"user": user, "database": database});
+    if let Some(sql) = sql {
+        let text = sql.text();
+        let end = text.char_indices().nth(SHOWN).map_or(text.len(), |c| c.0);
+        fields["query"] = text[..end].into();
+    }
+    fields
 }
 
 /// Why rows must not stand for the answer to a text of which this unit is what a rule means: what else it does would silently not be
