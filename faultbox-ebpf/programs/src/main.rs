@@ -17,6 +17,9 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+#[macro_use]
+mod field;
+
 mod calls;
 mod dial;
 mod maps;

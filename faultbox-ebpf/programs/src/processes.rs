@@ -4,9 +4,7 @@
 //! space took from the kernel's BTF.
 
 use aya_ebpf::btf_maps::PerCpuArray;
-use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes,
-};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel_str_bytes};
 use aya_ebpf::macros::{btf_map, raw_tracepoint};
 use aya_ebpf::programs::RawTracePointContext;
 use faultbox_ebpf_common::{OpenRecord, PATH, ProcessRecord, kind, want};
@@ -44,20 +42,6 @@ static BINPRM_FILENAME: u32 = 0;
 /// Records with paths are too large for the stack.
 #[btf_map]
 static PROGRAM: PerCpuArray<OpenRecord, 1> = PerCpuArray::new();
-
-/// Reads the field at a constant's offset, if that is known.
-macro_rules! field {
-    ($base:expr, $offset:ident, $kind:ty) => {{
-        // SAFETY: a read of our own constant; volatile, because user space sets it after compilation.
-        let offset = unsafe { core::ptr::read_volatile(&raw const $offset) } as usize;
-        if offset == 0 {
-            None
-        } else {
-            // SAFETY: the helper checks the address.
-            unsafe { bpf_probe_read_kernel($base.wrapping_add(offset).cast::<$kind>()) }.ok()
-        }
-    }};
-}
 
 /// A task was made, in its parent's context: `(struct task_struct *parent, struct task_struct *child)`.
 #[raw_tracepoint(tracepoint = "sched_process_fork")]

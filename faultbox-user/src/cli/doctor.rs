@@ -295,7 +295,7 @@ fn types() -> Capability {
         essential: false,
         ok: known.is_ok(),
         detail: known.err().unwrap_or_default(),
-        lost: "events about processes: fork, exec, exit",
+        lost: "events about processes: fork, exec, exit; the errno of connections that fail by themselves",
         fix: "a kernel built with CONFIG_DEBUG_INFO_BTF, and /sys mounted so that /sys/kernel/btf/vmlinux can be read",
     }
 }
@@ -314,7 +314,7 @@ fn try_bpf() -> Result<&'static str, String> {
         let lost: Vec<String> = kernel
             .missing()
             .iter()
-            .filter(|(f, _)| *f != Feature::Refuse && !(typeless && *f == Feature::Processes))
+            .filter(|(f, _)| *f != Feature::Refuse && !(typeless && f.reads_types()))
             .map(|(feature, why)| format!("no {}: {why}", feature.lost()))
             .collect();
         match lost.is_empty() {

@@ -44,20 +44,28 @@ pub enum Feature {
     Refuse,
     /// Connections are followed, and proxies know at once who calls.
     Sockets,
+    /// Connections that fail by themselves are told with their errno.
+    Errnos,
     /// Packets are dropped between services.
     Packets,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Feature; 6] = [
+    pub const ALL: [Feature; 7] = [
         Feature::Calls,
         Feature::Processes,
         Feature::Dial,
         Feature::Refuse,
         Feature::Sockets,
+        Feature::Errnos,
         Feature::Packets,
     ];
+
+    /// Do its programs look into the kernel's structures, at places that its types tell?
+    pub fn reads_types(self) -> bool {
+        matches!(self, Feature::Processes | Feature::Errnos)
+    }
 
     /// What a run loses without it.
     pub fn lost(self) -> &'static str {
@@ -71,6 +79,7 @@ impl Feature {
                 "refusals of connections in the kernel: the supervisor makes them, in microseconds each"
             }
             Feature::Sockets => "events about connections",
+            Feature::Errnos => "errno of connections that fail by themselves",
             Feature::Packets => "packet loss, and partitions of UDP",
         }
     }
@@ -99,6 +108,7 @@ pub fn needed(spec: &LoadedSpec) -> Vec<Feature> {
         .filter(|feature| match feature {
             Feature::Calls => spec.counts_calls() || streams(&["open", "call"]),
             Feature::Processes => streams(&["fork", "exec", "exit"]),
+            Feature::Errnos => streams(&["connect"]),
             Feature::Packets => spec.cuts_packets(),
             Feature::Dial | Feature::Refuse | Feature::Sockets => true,
         })

@@ -49,6 +49,9 @@ const ARGUMENTS: [u32; 6] = [0, 8, 16, 24, 32, 40];
 /// Why processes cannot be followed.
 const NO_TYPES: &str = "the kernel does not tell where its structures hold a process's number, status and program (/sys/kernel/btf/vmlinux)";
 
+/// Why connections that fail are told without their errno.
+const NO_ERRNO: &str = "the kernel does not tell where its sockets hold an error (/sys/kernel/btf/vmlinux), or its memory may not be read (lockdown in confidentiality mode)";
+
 /// How many different system calls a service makes, generously: the table of counts has so many entries per test that may run.
 const CALLS_PER_TEST: u32 = 512;
 
@@ -80,7 +83,7 @@ impl Kernel {
         listener: Option<Listener>,
     ) -> Result<Kernel, String> {
         // Megabytes to read, for what only these programs look at.
-        let types = match wanted.contains(&Feature::Processes) {
+        let types = match wanted.iter().any(|feature| feature.reads_types()) {
             true => Btf::of_kernel(),
             false => None,
         };
@@ -105,6 +108,10 @@ impl Kernel {
             // All or nothing.
             signal = signal.map(|(name, _)| (name, 0));
         }
+        let socket_error = match wanted.contains(&Feature::Errnos) && !confidential() {
+            true => offset("sock", "sk_err"),
+            false => 0,
+        };
         let refuses = chooses_errno();
         let level = level.unwrap_or(0);
         let jobs = u32::try_from(jobs).unwrap_or(u32::MAX).clamp(1, RINGS);
@@ -124,6 +131,7 @@ impl Kernel {
             .override_global(debug::LEVEL, &talk, true)
             .override_global("CHOOSES_ERRNO", &u32::from(refuses.is_ok()), true)
             .override_global("ARGUMENTS", &ARGUMENTS, true)
+            .override_global("SOCK_ERR", &socket_error, true)
             .override_global("TASK_PID", &pid, true)
             .override_global("TASK_TGID", &tgid, true)
             .override_global("TASK_EXIT_CODE", &exit_code, true)
@@ -152,6 +160,9 @@ impl Kernel {
         if follows && [pid, tgid, exit_code, filename].contains(&0) {
             // Events without what they are about would be taken for events that never happened.
             missing.push((Feature::Processes, NO_TYPES.to_owned()));
+        }
+        if wanted.contains(&Feature::Errnos) && socket_error == 0 {
+            missing.push((Feature::Errnos, NO_ERRNO.to_owned()));
         }
         let mut hooks = Hooks::new(group, lent);
         let at_calls = wanted
@@ -242,6 +253,13 @@ impl Kernel {
     pub fn missing(&self) -> &[(Feature, String)] {
         &self.missing
     }
+}
+
+/// Is the kernel locked down so far that no program may read its memory (kernel_lockdown(7))? Where that cannot be seen, it says so itself when the
+/// program is loaded.
+fn confidential() -> bool {
+    std::fs::read_to_string("/sys/kernel/security/lockdown")
+        .is_ok_and(|modes| modes.contains("[confidentiality]"))
 }
 
 /// Where the kernel's structures hold a process's numbers, its status and its program; 0 where that is not known, which none of

@@ -170,6 +170,10 @@ fn connection(fields: &mut Map<String, Value>, record: &ConnectRecord) {
             fields.insert("sent_bytes".into(), record.sent_bytes.into());
             fields.insert("received_bytes".into(), record.received_bytes.into());
         }
+        kind::FAILED if record.errno != 0 => {
+            let errno = Errno::from_raw(record.errno as i32);
+            fields.insert("errno".into(), format!("{errno:?}").into());
+        }
         _ => {}
     }
     if record.header.kind != kind::CLOSED {
