@@ -210,19 +210,24 @@ pub fn tcp_inode(local: SocketAddr, listening: bool) -> Option<u64> {
 
 /// Does anybody in this process's network namespace accept connections or datagrams on this port by IPv6?
 pub fn listens_on_ipv6(port: u16) -> bool {
-    // include/net/tcp_states.h: a TCP socket that listens is in TCP_LISTEN, a UDP socket without a peer in TCP_CLOSE.
-    [("tcp6", "0A"), ("udp6", "07")]
-        .iter()
-        .any(|(table, waiting)| {
-            let text =
-                std::fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default();
-            text.lines().skip(1).any(|line| {
-                let mut fields = line.split_ascii_whitespace();
-                let addr = fields.nth(1).and_then(parse_hex_addr);
-                let waits = fields.nth(1) == Some(waiting);
-                addr.is_some_and(|a| waits && a.port() == port && a.ip().to_canonical().is_ipv6())
-            })
-        })
+    accepts_by_ipv6(port) || waits_on_ipv6("udp6", "07", port)
+}
+
+/// Does anybody accept connections there?
+pub fn accepts_by_ipv6(port: u16) -> bool {
+    waits_on_ipv6("tcp6", "0A", port)
+}
+
+/// Is there a socket in this table of the network namespace, on this port and in this state (include/net/tcp_states.h: a TCP socket that
+/// listens is in TCP_LISTEN, a UDP socket without a peer in TCP_CLOSE)?
+fn waits_on_ipv6(table: &str, waiting: &str, port: u16) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default();
+    text.lines().skip(1).any(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let addr = fields.nth(1).and_then(parse_hex_addr);
+        let waits = fields.nth(1) == Some(waiting);
+        addr.is_some_and(|a| waits && a.port() == port && a.ip().to_canonical().is_ipv6())
+    })
 }
 
 /// The inode of the UDP socket that datagrams from `local` come from and that datagrams to it reach: one that is bound to exactly

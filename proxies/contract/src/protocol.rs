@@ -119,6 +119,8 @@ pub struct ProxyHost {
     pub interface: Arc<str>,
     /// Already bound to loopback and listening; `None` for a protocol whose [`Protocol::transport`] has no streams.
     pub listener: Option<Arc<TcpListener>>,
+    /// The same on IPv6, for clients that speak nothing else; `None` also where there is no IPv6.
+    pub listener_v6: Option<Arc<TcpListener>>,
     /// Already bound to loopback; `None` for a protocol whose [`Protocol::transport`] has no datagrams.
     pub datagrams: Option<Arc<UdpSocket>>,
     /// The service itself.

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ const FIRST_REST: Duration = Duration::from_millis(5);
 /// Short enough that a proxy is back soon after descriptors are free again.
 const LONGEST_REST: Duration = Duration::from_millis(500);
 
-/// Accepts connections on `host.listener`, dials the upstream for each, and runs `handle` on the pair in a task of its own. On an
+/// Accepts connections on the host's listeners, dials the upstream for each, and runs `handle` on the pair in a task of its own. On an
 /// interface with TLS, what `handle` gets is plain.
 ///
 /// Runs until it is dropped, and takes its connections with it. A client whose upstream cannot be reached is reset at once: it
@@ -56,8 +57,8 @@ where
     };
     let host = Arc::new(host);
     let handle = Arc::new(handle);
-    let listener = match listen(&host) {
-        Ok(listener) => listener,
+    let listeners = match Listeners::of(&host) {
+        Ok(listeners) => listeners,
         Err(e) => {
             emit(&host, "proxy_failed", &e);
             return;
@@ -67,7 +68,7 @@ where
     let mut rest = FIRST_REST;
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            accepted = listeners.accept() => match accepted {
                 Ok((client, peer)) => {
                     rest = FIRST_REST;
                     let origin = Origin::new(host.clone(), peer, tls.clone());
@@ -103,17 +104,41 @@ where
     }
 }
 
-/// A tokio listener on a duplicate of the host's descriptor.
-fn listen(host: &ProxyHost) -> io::Result<TcpListener> {
-    let listener = host.listener.as_deref().ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::NotConnected,
-            "the interface has no TCP listener",
-        )
-    })?;
-    let listener = listener.try_clone()?;
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
+/// Where a proxy's connections come in.
+struct Listeners {
+    v4: TcpListener,
+    v6: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Tokio's, on duplicates of the host's descriptors.
+    fn of(host: &ProxyHost) -> io::Result<Listeners> {
+        let watched = |listener: &std::net::TcpListener| {
+            let listener = listener.try_clone()?;
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        };
+        let v4 = host.listener.as_deref().ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the interface has no TCP listener",
+            )
+        })?;
+        Ok(Listeners {
+            v4: watched(v4)?,
+            v6: host.listener_v6.as_deref().map(watched).transpose()?,
+        })
+    }
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        match &self.v6 {
+            None => self.v4.accept().await,
+            Some(v6) => tokio::select! {
+                accepted = self.v4.accept() => accepted,
+                accepted = v6.accept() => accepted,
+            },
+        }
+    }
 }
 
 /// Has the connection carried on the thread of its seat, until it ends.

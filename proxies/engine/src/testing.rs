@@ -311,6 +311,7 @@ impl Harness {
         let host = ProxyHost {
             interface: "svc.test".into(),
             listener: bound.listener,
+            listener_v6: None,
             datagrams: bound.datagrams,
             upstream,
             tls,

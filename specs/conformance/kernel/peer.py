@@ -6,7 +6,7 @@ Whoever connects to PORT may send lines: "ping" is answered with "pong"; "ask NA
 is kept to it (made at first use, and again after an error) and answers with what came, or with the error's name; "peer NAME" answers
 with what getpeername(2) shows of that connection; "udp NAME TEXT SECONDS" sends a datagram there and answers with what comes back and
 from where; "tell NAME TEXT" sends the peer the line "told TEXT", which nobody answers, and "heard TEXT" answers whether that line has
-come here; "aim NAME" connects a datagram socket to that peer and closes it, which sends nothing; "churn N" makes that many connections that nobody takes, each from another port, and answers with how many were refused. Where the peers are stands in CONFIG, a line each: NAME HOST PORT, and in variables of the environment: PEER_name=HOST:PORT.
+come here; "aim NAME" connects a datagram socket to that peer and closes it, which sends nothing; "churn N" makes that many connections that nobody takes, each from another port, and answers with how many were refused. Where the peers are stands in CONFIG, a line each: NAME HOST PORT (where NAME ends with "only", by a socket that speaks IPv6 alone), and in variables of the environment: PEER_name=HOST:PORT.
 Datagrams are sent back as they come.
 """
 import errno
@@ -34,9 +34,19 @@ def name_of(error):
     return errno.errorcode.get(error.errno, str(error)) if error.errno else str(error)
 
 
+def dial(name, seconds):
+    if not name.endswith("only"):
+        return socket.create_connection(peers[name], timeout=seconds)
+    client = socket.socket(socket.AF_INET6)
+    client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    client.settimeout(seconds)
+    client.connect(peers[name])
+    return client
+
+
 def connection(name, seconds):
     if name not in kept:
-        kept[name] = socket.create_connection(peers[name], timeout=seconds)
+        kept[name] = dial(name, seconds)
     kept[name].settimeout(seconds)
     return kept[name]
 

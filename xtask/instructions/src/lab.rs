@@ -172,6 +172,7 @@ fn serve(traffic: &Traffic, rules: usize, upstream: SocketAddr) -> SocketAddr {
     let host = ProxyHost {
         interface: "svc.test".into(),
         listener: listener.map(Arc::new),
+        listener_v6: None,
         datagrams: datagrams.map(Arc::new),
         upstream,
         tls: None,

@@ -87,6 +87,7 @@ impl Fleet {
                 let host = ProxyHost {
                     interface: name.as_str().into(),
                     listener: sockets.listener.map(Arc::new),
+                    listener_v6: sockets.listener_v6.map(Arc::new),
                     datagrams: sockets.datagrams.map(Arc::new),
                     upstream: interface.addr,
                     tls: certificates.of(interface),

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -30,6 +30,9 @@ pub struct LocalPorts {
 pub struct Sockets {
     /// For byte streams.
     pub listener: Option<TcpListener>,
+    /// The same on IPv6, where the machine has it: a socket may be of that family alone (IPV6_V6ONLY, ipv6(7)), and then cannot be led to an
+    /// IPv4 address.
+    pub listener_v6: Option<TcpListener>,
     /// For datagrams.
     pub datagrams: Option<UdpSocket>,
 }
@@ -50,7 +53,11 @@ impl Sockets {
             true => Some(UdpSocket::bind(addr)?),
             false => None,
         };
-        if let Some(listener) = &listener {
+        let listener_v6 = match &listener {
+            Some(_) => on_ipv6(addr.port())?,
+            None => None,
+        };
+        for listener in listener.iter().chain(&listener_v6) {
             listener.set_nonblocking(true)?;
         }
         if let Some(datagrams) = &datagrams {
@@ -58,6 +65,7 @@ impl Sockets {
         }
         Ok(Sockets {
             listener,
+            listener_v6,
             datagrams,
         })
     }
@@ -68,6 +76,18 @@ impl Sockets {
             (None, Some(datagrams)) => Ok(datagrams.local_addr()?.port()),
             (None, None) => Err(io::ErrorKind::NotConnected.into()),
         }
+    }
+}
+
+/// A listener on this port of IPv6's loopback; `None` if there is no such thing here.
+///
+/// # Errors
+/// Somebody else has the port.
+fn on_ipv6(port: u16) -> io::Result<Option<TcpListener>> {
+    match TcpListener::bind((Ipv6Addr::LOCALHOST, port)) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => Err(e),
+        Err(_) => Ok(None),
     }
 }
 
@@ -191,6 +211,10 @@ mod tests {
         std::net::TcpStream::connect(a).unwrap();
         let sockets = ports.take(a).unwrap();
         assert_eq!(sockets.listener.unwrap().local_addr().unwrap(), a);
+        match sockets.listener_v6 {
+            Some(listener) => assert_eq!(listener.local_addr().unwrap().port(), a.port()),
+            None => eprintln!("skipped IPv6: not available here"),
+        }
         assert!(sockets.datagrams.is_none());
         assert!(ports.take(a).is_none());
     }

@@ -27,8 +27,8 @@ use super::stream::{RING_BYTES, SMALL_RING_BYTES, Stream};
 use super::{Feature, Share};
 use crate::events::{Lost, Sink};
 use crate::plan::{CallCount, Dest, InterfaceDecl, SyscallAction};
-use crate::run::fleet;
 use crate::run::supervisor::ArmedSyscall;
+use crate::run::{fleet, procs};
 use crate::sys::inherit;
 
 /// How many services one test may have: slots are numbered so that no two tests of a run share one.
@@ -260,8 +260,13 @@ impl Watch {
                     .insert(SocketAddr::new(ip, addr.port()), name);
             }
         }
+        // A socket that is sent to an IPv6 address may speak nothing else.
+        let by_ipv6 = proxy
+            .filter(|p| real.ip().to_canonical().is_ipv6() && procs::accepts_by_ipv6(p.port()))
+            .map(|p| SocketAddr::from((Ipv6Addr::LOCALHOST, p.port())));
         let mut tables = self.tables();
         for proto in protos(interface.protocol) {
+            let by_ipv6 = by_ipv6.filter(|_| i64::from(proto) == i64::from(libc::IPPROTO_TCP));
             let port = |port: u16| PortKey {
                 worker: self.worker,
                 proto,
@@ -282,7 +287,7 @@ impl Watch {
                     to: address(SocketAddr::new(ip, real.port()), proto),
                 };
                 let redirect = Redirect {
-                    to: address(proxy, proto),
+                    to: address(by_ipv6.unwrap_or(proxy), proto),
                     owner,
                 };
                 tables
