@@ -297,6 +297,12 @@ const BENCH: &[Need] = &[
         "fiu-utils",
         "it injects faults into functions of the C library, by LD_PRELOAD",
     ),
+    need(
+        Program("bpftrace"),
+        "bpftrace",
+        "it traces system calls by eBPF",
+    ),
+    need(Program("wrk"), "wrk", "it loads an HTTP server"),
 ];
 
 /// Makes sure that building, testing and the bench work.

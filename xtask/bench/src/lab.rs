@@ -13,7 +13,7 @@ use std::time::Instant;
 use example_http::{Reply, Request};
 use serde_json::{Map, Value, json};
 
-use crate::{load, pwrite};
+use crate::{busy, load};
 
 /// Serves until the process ends. `dir` is where the files go that are written to, and the notes.
 pub fn run(name: &str, dir: &Path) -> Result<(), String> {
@@ -69,8 +69,9 @@ impl Lab {
             "/quit" => std::process::exit(0),
             "/pwrite" => {
                 let file = self.file("pwrite");
-                pwrite::run(&file, number("calls")?).map_err(|e| format!("{file}: {e}"))?
+                busy::pwrite(&file, number("calls")?).map_err(|e| format!("{file}: {e}"))?
             }
+            "/getpid" => busy::getpid(number("calls")?),
             "/times" => {
                 let file = self.file(&word("file")?);
                 times(&file, number("calls")?).map_err(|e| format!("{file}: {e}"))?

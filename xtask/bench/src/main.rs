@@ -2,11 +2,11 @@
 //!
 //! Each load prints one line of JSON on standard output when it is done; times are in microseconds.
 
+mod busy;
 mod canned;
 mod floor;
 mod lab;
 mod load;
-mod pwrite;
 mod relay;
 
 use std::net::{SocketAddr, TcpListener};
@@ -75,7 +75,7 @@ fn run(words: &[&str]) -> Result<(), String> {
             canned::serve(bind(&addr)?, canned::find(traffic)?)
         }
         ["pwrite", file, calls] => {
-            let report = pwrite::run(file, parse(calls)?).map_err(|e| format!("{file}: {e}"))?;
+            let report = busy::pwrite(file, parse(calls)?).map_err(|e| format!("{file}: {e}"))?;
             println!("{report}");
             Ok(())
         }

@@ -254,6 +254,7 @@ pub struct Native {
 
 enum Kind {
     Server,
+    Node,
     Redis,
     Postgres,
 }
@@ -272,6 +273,20 @@ impl Native {
                     format!("FAULTBOX_{}_HTTP_ADDR", name.to_uppercase()),
                     addr.to_string(),
                 );
+            },
+        )
+    }
+
+    /// An HTTP server in JavaScript.
+    pub fn node(name: &str, under: &[&str]) -> Result<Native> {
+        let script = run::root().join("xtask/bench/specs/http.js");
+        Native::start(
+            Kind::Node,
+            name,
+            under,
+            Path::new("node"),
+            |command, addr, _| {
+                command.arg(script).arg(addr.port().to_string());
             },
         )
     }
@@ -317,6 +332,11 @@ impl Native {
         )
     }
 
+    /// Its process's id, if it is under nothing.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Starts it, `under` the command that these words begin.
     fn start(
         kind: Kind,
@@ -360,7 +380,7 @@ impl Drop for Native {
         // Not by the child's id: that may be a tracer's, which blocks signals, and whose end would leave the server running.
         let port = self.addr.port();
         match self.kind {
-            Kind::Server => drop(get(self.addr, "/quit")),
+            Kind::Server | Kind::Node => drop(get(self.addr, "/quit")),
             Kind::Redis => {
                 run::quietly(
                     "redis-cli",
