@@ -499,6 +499,21 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_baseline_of_another_version_is_compared_and_it_is_said() {
+        let mut old = document(&bench(100), &[], &[]);
+        old["faultbox"] = json!("0.0.1");
+        let before = Baseline::read(&old.to_string()).unwrap();
+        assert!(!before.changes(&bench(400)).is_empty());
+        let now = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            before.caveats(&bench(100)),
+            [format!(
+                "the baseline is of another faultbox: 0.0.1, now {now}"
+            )]
+        );
+    }
+
+    #[test]
     fn what_is_no_bench_is_refused() {
         for (text, said) in [
             ("", "no JSON"),
@@ -529,6 +544,12 @@ pub(super) mod tests {
         let error = spoilt(&|v| v["trial"] = json!("null"));
         assert!(error.contains("--trial null"), "{error}");
         let dir = tempfile::tempdir().unwrap();
+        let large = dir.path().join("large.json");
+        File::create(&large).unwrap().set_len(LONGEST + 1).unwrap();
+        assert_eq!(
+            Baseline::open(&large).unwrap_err(),
+            "it has more than 16 MiB"
+        );
         for path in [dir.path(), Path::new("/dev/zero")] {
             assert_eq!(Baseline::open(path).unwrap_err(), "it is no regular file");
         }

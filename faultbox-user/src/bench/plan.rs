@@ -637,6 +637,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_measured_for_longer_is_said() {
+        let planned = |ms| {
+            let mut subject = Subject {
+                shape: Shape::Closed { callers: 1 },
+                asked: Duration::from_millis(ms),
+                ..crate::bench::analysis::tests::subject()
+            };
+            subject.plan().unwrap();
+            Plan {
+                subjects: vec![subject],
+                trial: None,
+            }
+        };
+        assert_eq!(planned(10_000).lengthened(), [""; 0]);
+        assert_eq!(
+            planned(100).lengthened(),
+            [
+                "api.http is measured for 1.2s, not 100ms: 24 blocks of 50ms are the least of which anything can be concluded"
+            ]
+        );
+    }
+
+    #[test]
     fn labels_tell_workloads_apart() {
         let mut subject = crate::bench::analysis::tests::subject();
         assert_eq!(subject.label(), "api.http");
