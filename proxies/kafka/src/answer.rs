@@ -73,11 +73,8 @@ impl Slot<'_> {
                 });
             }
         }
-        if !placed && into.set("error_code", self.code) {
+        if !placed && self.put(into) {
             placed = true;
-            if let Some(message) = self.message {
-                into.set("error_message", message);
-            }
             // A fetch brings no records then, which is not the same as null.
             into.set("records", Some(Bytes::new()));
         }
@@ -86,6 +83,15 @@ impl Slot<'_> {
 }
 
 impl Slot<'_> {
+    /// The error itself, if there is a place for it, and what is said of it.
+    fn put(&self, into: &mut Struct) -> bool {
+        let placed = into.set("error_code", self.code);
+        if let Some(message) = self.message.filter(|_| placed) {
+            into.set("error_message", message);
+        }
+        placed
+    }
+
     /// Fills an answer that says nothing of what was asked, where a response has no other place for an error.
     fn fill_alone(&self, into: &mut Struct) -> bool {
         let lists = into
@@ -96,7 +102,7 @@ impl Slot<'_> {
         };
         let mut placed = false;
         into.push(list, self.version, |mut answer| {
-            placed = answer.set("error_code", self.code);
+            placed = self.put(&mut answer);
             answer
         });
         placed

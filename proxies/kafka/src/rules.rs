@@ -58,7 +58,7 @@ pub static DOC: ProtocolDoc = ProtocolDoc {
                 ParamDoc::opt(
                     "message",
                     Kind::Text,
-                    "the text beside it, in the responses that have room for one",
+                    "the text beside it, in the responses that have room for one (produce, create_topics, find_coordinator, …)",
                 ),
             ],
             summary: "this error in the partition's slot of the answer; what the rule selects never reaches the broker",
@@ -312,6 +312,14 @@ fn apis(rule: &CheckedRule, action: &Action) -> Result<u128, ArgError> {
             "these responses have no place for an error".into(),
         )?;
     }
+    // Of several requests, some may have no room for it; of those of a rule that none has, nobody would ever see the text.
+    if matches!(action, Action::Error(_, Some(_)))
+        && chosen & of(|api| has_room(&api.response)) == 0
+    {
+        let why = "these responses have no room for a text beside the error";
+        return Err(ArgError::new("message", why)
+            .hint("leave it out: clients know the error by its code, and word it themselves"));
+    }
     Ok(chosen)
 }
 
@@ -325,6 +333,16 @@ fn has_slot(fields: &[schema::Field]) -> bool {
         schema::Kind::List(inner) => has_slot(inner),
         _ => field.name == "error_code",
     })
+}
+
+/// Is there a text beside an error?
+fn has_room(fields: &[schema::Field]) -> bool {
+    let has = |name: &str| fields.iter().any(|f| f.name == name);
+    (has("error_code") && has("error_message"))
+        || fields.iter().any(|field| match &field.kind {
+            schema::Kind::List(inner) => has_room(inner),
+            _ => false,
+        })
 }
 
 #[cfg(test)]
@@ -410,6 +428,16 @@ mod tests {
             "{said}"
         );
         assert!(refused("error", &[("code", "0")]).contains("drop(topic=…)"));
+        for api in ["fetch", "metadata", "{fetch,heartbeat}"] {
+            let said = refused("error", &[("api", api), ("message", "disk full")]);
+            assert!(
+                said.starts_with("message: these responses have no room"),
+                "{said}"
+            );
+        }
+        // Produce's has, and the fetches of the topic fail by the code alone.
+        let both = [("topic", "o"), ("message", "disk full")];
+        assert_eq!(acts_on("error", &both), ["produce", "fetch"]);
         assert!(
             refused("duplicate", &[("api", "fetch")]).starts_with("api: only what is produced")
         );

@@ -307,6 +307,65 @@ async fn every_request_in_every_version_can_fail() {
     }
 }
 
+/// What stands beside this error, wherever in a message there is room for a text.
+fn texts(body: &Struct, code: i64, found: &mut Vec<String>) {
+    if body.int("error_code") == Some(code) && body.get("error_message").is_some() {
+        found.push(body.text("error_message"));
+    }
+    for (_, value) in body.entries() {
+        if let Value::List(Some(items)) = value {
+            items.iter().for_each(|item| texts(item, code, found));
+        }
+    }
+}
+
+/// A message that is accepted is told, in the newest version of everything; of the rest it is refused.
+#[tokio::test]
+async fn an_errors_message_is_told_or_refused() {
+    let (mut told, mut refused) = (vec![], vec![]);
+    for one in schema::apis() {
+        let (addr, _) = broker().await;
+        let proxy = Harness::start(faultbox_kafka::protocol(), addr);
+        let args = [
+            ("api", text(one.name)),
+            ("code", Arg::Int(41)),
+            ("message", text("not today")),
+        ];
+        if let Err(e) = proxy.try_arm("error", &args) {
+            assert_eq!(e.arg.as_deref(), Some("message"), "{}: {e}", one.name);
+            refused.push(one.name);
+            continue;
+        }
+        let mut client = Client::connect(&proxy).await;
+        for items in [true, false] {
+            let mut request = Request::new(one, one.newest, 5);
+            if items {
+                request.body = with_items(request.body, one.newest);
+            }
+            request.body.set("acks", 1);
+            let reply = client.ask(&request).await;
+            let mut found = vec![];
+            texts(&reply.body, 41, &mut found);
+            let all = found.iter().all(|t| t == "not today");
+            assert!(all, "{}: {found:?}", one.name);
+            // Of nothing that was asked, not every response has a place for an error.
+            assert!(!items || !found.is_empty(), "{}: {reply:?}", one.name);
+        }
+        told.push(one.name);
+    }
+    for name in [
+        "produce",
+        "create_topics",
+        "find_coordinator",
+        "create_acls",
+    ] {
+        assert!(told.contains(&name), "{told:?}");
+    }
+    for name in ["fetch", "metadata", "heartbeat"] {
+        assert!(refused.contains(&name), "{refused:?}");
+    }
+}
+
 #[tokio::test]
 async fn answers_keep_the_order_of_pipelined_requests() {
     let (addr, asked) = broker().await;
