@@ -1,4 +1,4 @@
-"""asyncpg (binary extended protocol, Flush and Sync of its own). Usage: asyncpg_client.py PORT battery|faults"""
+"""asyncpg (binary extended protocol, Flush and Sync of its own). Usage: asyncpg_client.py PORT battery|faults|bytes"""
 import asyncio, hashlib, io, sys
 import asyncpg
 
@@ -69,4 +69,32 @@ async def faults():
         show("rows", await db.fetchval("SELECT count(*) FROM orders"))
 
 
-asyncio.run({"battery": battery, "faults": faults}[mode]())
+async def answers():
+    """A pool of one: a connection that is lost must not be handed out again."""
+    pool = await asyncpg.create_pool(host="127.0.0.1", port=port, user="postgres", database="asyncpg", min_size=1, max_size=1)
+    await pool.execute("DROP TABLE IF EXISTS lost; CREATE TABLE lost (id int)")
+    print("ready", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    for name in ["dropped", "reset", "cut", "cut short"]:
+        async with pool.acquire() as db:
+            await db.execute("BEGIN; INSERT INTO lost VALUES (1)")
+            try:
+                show(name, "ok", await db.fetchrow("SELECT '%s', repeat('x', 1000)" % name))
+            except asyncpg.PostgresError as e:
+                show(name, type(e).__module__ + "." + type(e).__name__, e.sqlstate)
+    show("rows", await pool.fetchval("SELECT count(*) FROM lost"))
+    async with pool.acquire() as db, db.transaction():
+        await db.execute("INSERT INTO lost VALUES (2)")
+        try:
+            show("text", "ok", await db.fetchval("SELECT 'text'"))
+        except ValueError as e:
+            show("text", type(e).__name__)
+        show("number", await db.fetchval("SELECT 1 AS number"))
+    show("rows", await pool.fetchval("SELECT count(*) FROM lost"))
+    try:
+        await pool.execute("DELETE FROM lost")
+    except asyncpg.PostgresError as e:
+        show("worded", type(e).__name__, e.sqlstate, e.message, e.detail, e.hint)
+
+
+asyncio.run({"battery": battery, "faults": faults, "bytes": answers}[mode]())

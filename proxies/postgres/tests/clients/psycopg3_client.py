@@ -1,4 +1,4 @@
-"""psycopg 3 (libpq, extended protocol, pipeline mode). Usage: psycopg3_client.py PORT battery|faults"""
+"""psycopg 3 (libpq, extended protocol, pipeline mode). Usage: psycopg3_client.py PORT battery|faults|bytes"""
 import hashlib, sys, threading, time
 import psycopg
 
@@ -141,4 +141,40 @@ def faults():
     show("rows", db.execute("SELECT count(*) FROM orders").fetchone())
 
 
-{"battery": battery, "faults": faults}[mode]()
+def answers():
+    db = connect()
+    db.execute("DROP TABLE IF EXISTS lost")
+    db.execute("CREATE TABLE lost (id int)")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for name in ["dropped", "reset", "cut", "cut short"]:
+        db = connect()
+        db.execute("BEGIN")
+        db.execute("INSERT INTO lost VALUES (1)")
+        attempt(name, lambda: db.execute("SELECT '%s', repeat('x', 1000)" % name))
+        show("lost", db.broken, db.info.transaction_status.name)
+    db = connect()
+    show("rows", db.execute("SELECT count(*) FROM lost").fetchone())
+    db.execute("BEGIN")
+    db.execute("INSERT INTO lost VALUES (2)")
+    for binary in [False, True]:
+        for sql in ["SELECT 'text'", "SELECT 1 AS number"]:
+            try:
+                show(sql, "ok", db.execute(sql, binary=binary).fetchone())
+            except (UnicodeDecodeError, ValueError, psycopg.Error) as e:
+                show(sql, type(e).__name__)
+    show("goes on", db.broken, db.info.transaction_status.name, db.execute("COMMIT").statusmessage)
+    show("rows", db.execute("SELECT count(*) FROM lost").fetchone())
+    start = time.monotonic()
+    value = db.execute("SELECT repeat('slow', 16384)").fetchone()[0]
+    took = time.monotonic() - start
+    show("slow", value == "slow" * 16384, took >= 1)
+    for sql in ["INSERT INTO lost VALUES (%s)", "DELETE FROM lost"]:
+        try:
+            db.execute(sql, (3,) if "%" in sql else None)
+        except psycopg.Error as e:
+            d = e.diag
+            show("worded", type(e).__name__, d.sqlstate, d.severity, d.severity_nonlocalized, d.message_primary, d.message_detail, d.message_hint)
+
+
+{"battery": battery, "faults": faults, "bytes": answers}[mode]()
