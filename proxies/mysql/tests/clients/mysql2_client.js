@@ -1,4 +1,4 @@
-// mysql2 (Node). Usage: node mysql2_client.js PORT battery|faults; NODE_PATH names the modules.
+// mysql2 (Node). Usage: node mysql2_client.js PORT battery|faults|bytes; NODE_PATH names the modules.
 const mysql = require("mysql2/promise");
 const { createHash } = require("crypto");
 const { Readable } = require("stream");
@@ -72,7 +72,35 @@ async function faults() {
   await pool.end();
 }
 
-(mode === "battery" ? battery : faults)().catch((e) => {
+// A pool of one: a connection that is lost must not be handed out again.
+async function answers() {
+  const pool = mysql.createPool({ ...config, connectionLimit: 1 });
+  await pool.query("DROP TABLE IF EXISTS gone; CREATE TABLE gone (id int) ENGINE=InnoDB");
+  console.log("ready");
+  await new Promise((done) => process.stdin.once("data", done));
+  for (const name of ["dropped", "reset", "cut", "cut short"]) {
+    const db = await pool.getConnection();
+    await db.beginTransaction();
+    await db.execute("INSERT INTO gone VALUES (?)", [1]);
+    await attempt(name, db.execute(`SELECT '${name}', repeat('x', ?)`, [1000]));
+    db.release();
+    show("again", (await pool.query("SELECT count(*) AS n FROM gone"))[0]);
+  }
+  const db = await pool.getConnection();
+  await db.beginTransaction();
+  await db.execute("INSERT INTO gone VALUES (?)", [2]);
+  show("text", (await db.execute("SELECT 'text' AS t"))[0]);
+  show("number", (await db.execute("SELECT 1 AS number"))[0]);
+  await db.commit();
+  show("rows", (await db.query("SELECT id FROM gone"))[0]);
+  const start = performance.now();
+  const value = (await db.execute("SELECT repeat('slow', 16384) AS v"))[0][0].v;
+  show("slow", value === "slow".repeat(16384), performance.now() - start >= 1000);
+  db.release();
+  await pool.end();
+}
+
+({ battery, faults, bytes: answers })[mode]().catch((e) => {
   console.error(e);
   process.exit(1);
 });

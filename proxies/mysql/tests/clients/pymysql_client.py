@@ -1,4 +1,4 @@
-"""PyMySQL (pure Python, text protocol). Usage: pymysql_client.py PORT battery|faults"""
+"""PyMySQL (pure Python, text protocol). Usage: pymysql_client.py PORT battery|faults|bytes"""
 import hashlib, sys, tempfile, threading, time
 import pymysql
 from pymysql.constants import CLIENT
@@ -158,4 +158,30 @@ def faults():
     show("after", query(db, "SELECT count(*) FROM ledger"))
 
 
-{"battery": battery, "faults": faults}[mode]()
+def answers():
+    db = connect()
+    query(db, "DROP TABLE IF EXISTS gone")
+    query(db, "CREATE TABLE gone (id int) ENGINE=InnoDB")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for name in ["dropped", "reset", "cut", "cut short"]:
+        lost = connect(autocommit=False)
+        query(lost, "INSERT INTO gone VALUES (1)")
+        try:
+            show(name, "ok", query(lost, "SELECT '%s', repeat('x', 1000)" % name))
+        except pymysql.Error as e:
+            show(name, type(e).__module__ + "." + type(e).__name__, e.args[0], lost.open)
+    # Where a value cannot be read, the driver leaves the rest of its answer unread: that connection is of no more use.
+    for sql in ["SELECT 'text'", "SELECT 1 AS number"]:
+        try:
+            show(sql, "ok", query(connect(), sql))
+        except ValueError as e:
+            show(sql, type(e).__name__)
+    show("rows", query(db, "SELECT count(*) FROM gone"))
+    start = time.monotonic()
+    value = query(db, "SELECT repeat('slow', 16384)")[0][0]
+    took = time.monotonic() - start
+    show("slow", value == "slow" * 16384, took >= 1)
+
+
+{"battery": battery, "faults": faults, "bytes": answers}[mode]()

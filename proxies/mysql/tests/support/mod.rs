@@ -249,6 +249,11 @@ pub fn battery(script: &str, addr: SocketAddr) -> String {
 
 /// Runs a client's script, calls `arm` when it says that it is ready, and returns what it printed after that.
 pub fn faults(script: &str, addr: SocketAddr, arm: impl FnOnce()) -> String {
+    faulted(script, "faults", addr, arm)
+}
+
+/// The same for any part of the script that waits to be armed.
+pub fn faulted(script: &str, mode: &str, addr: SocketAddr, arm: impl FnOnce()) -> String {
     let mut command = client(script);
-    clients::faulted(command.arg(addr.port().to_string()).arg("faults"), arm)
+    clients::faulted(command.arg(addr.port().to_string()).arg(mode), arm)
 }
