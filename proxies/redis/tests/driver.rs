@@ -260,6 +260,7 @@ async fn a_lost_answer_and_a_lost_connection_are_told_apart() {
         );
         assert_eq!(fails("SET", &["k", "v"], DEADLINE), (false, true));
         assert_eq!(fails("DECR", &["k"], DEADLINE), (false, true));
+        assert_eq!(proxy.fired(), 3, "{name} {version}");
         // Of these three, only the last has run.
         let mut past = connect(direct, version);
         assert_eq!(past.get::<_, i64>("k").unwrap(), -1);

@@ -1,4 +1,4 @@
-// ioredis. Usage: ioredis.js battery|faults PORT
+// ioredis. Usage: ioredis.js battery|faults|answers PORT
 const Redis = require("ioredis");
 const readline = require("readline");
 const crypto = require("crypto");
@@ -89,5 +89,28 @@ async function faults() {
   for (const c of [r, failover, replies]) c.disconnect();
 }
 
+async function answers() {
+  const r = connect();
+  let connections = 0;
+  await r.flushall();
+  await r.mset("k", "abcdef", "n", 40, "big", "slow".repeat(16384));
+  await r.hset("h", "f", "value");
+  r.on("connect", () => connections++);
+  console.log("ready");
+  await line();
+  // The driver reconnects and sends again what it has no reply to: of these, the first is cut twice and has run three times.
+  await attempt("cut", () => r.incr("n"));
+  await attempt("cut short", () => r.strlen("k"));
+  await attempt("reset", () => r.append("k", "g"));
+  show("connections", connections);
+  show("so far", await r.mget("n", "k"));
+  show("bytes", await r.hgetBuffer("h", "f"));
+  show("number", await r.decr("n"), await r.mget("n"));
+  const start = performance.now();
+  const value = await r.substr("big", 0, -1);
+  show("slow", value === "slow".repeat(16384), performance.now() - start >= 1000);
+  r.disconnect();
+}
+
 // A command whose reply never comes would keep the process alive.
-({ battery, faults })[mode]().then(() => process.exit(0));
+({ battery, faults, answers })[mode]().then(() => process.exit(0));

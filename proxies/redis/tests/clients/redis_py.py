@@ -1,4 +1,4 @@
-"""redis-py. Usage: redis_py.py battery|faults|cluster PORT PROTOCOL [CA]: with the file of an authority, over TLS that it verifies."""
+"""redis-py. Usage: redis_py.py battery|faults|answers|cluster PORT PROTOCOL [CA]: with the file of an authority, over TLS that it verifies."""
 import hashlib, sys, threading, time
 import redis
 from redis.backoff import NoBackoff
@@ -139,6 +139,37 @@ def faults():
     attempt("dropped", lambda: connect(socket_timeout=1).execute_command("INCR", "k"))
     attempt("blocked and delayed", lambda: r.brpop("q", timeout=1))
     attempt("at last", r.ping)
+
+
+def answers():
+    r = connect()
+    r.flushall()
+    r.set("k", "abcdef")
+    r.set("n", 40)
+    r.set("big", "slow" * 16384)
+    r.hset("h", "f", "value")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    # A reply that is cut belongs to a command that has run; who sends it again runs it twice.
+    attempt("cut", lambda: r.incr("n"))
+    attempt("cut and sent again", lambda: connect(retry=Retry(NoBackoff(), 1)).incr("n"))
+    attempt("so far", lambda: r.get("n"))
+    attempt("cut short", lambda: r.strlen("k"))
+    attempt("cut in a value", lambda: r.getrange("big", 0, -1))
+    attempt("reset and sent again", lambda: connect(retry=Retry(NoBackoff(), 1)).append("k", "g"))
+    attempt("so far", lambda: r.get("k"))
+    text = connect(decode_responses=True)
+    connection = text.client_id()
+    try:
+        show("text", "ok", text.get("k"))
+    except ValueError as e:
+        show("text", type(e).__name__)
+    show("its connection is kept", text.client_id() == connection)
+    show("bytes", r.hget("h", "f"))
+    show("number", r.decr("n"), r.get("n"))
+    start = time.monotonic()
+    value = r.substr("big", 0, -1)
+    show("slow", value == b"slow" * 16384, time.monotonic() - start >= 1)
 
 
 def cluster():
