@@ -1,7 +1,8 @@
-"""aiokafka, whose protocol is its own. Arguments: port, "battery", "cluster" or "faults", a prefix for the topics' names."""
+"""aiokafka, whose protocol is its own. Arguments: port, "battery", "cluster", "faults" or "bytes", a prefix for the topics' names."""
 
 import asyncio
 import sys
+import time
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -94,6 +95,29 @@ async def faults():
     print("keyed", await read("keyed", 2, 5, sure=1))
 
 
+async def answers():
+    await create("cut", "half", "gone", "dropped", "cut-fetch", "slow", "slow-told", "wrong")
+    await send("cut-fetch", ["1", "2"])
+    await send("slow", ["x" * 65536])
+    await send("wrong", ["1", "2"])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    # The broker has the record, the producer does not know: what it sends again is stored again.
+    print("cut", await send("cut", ["1"]), await read("cut", 2))
+    print("half", await send("half", ["1"]), await read("half", 2))
+    # The broker has not seen it.
+    print("gone", await send("gone", ["1"]), await read("gone", 2, 3, sure=1))
+    print("dropped", await send("dropped", ["1"]), await read("dropped", 2, 3, sure=1))
+    print("cut fetch", await read("cut-fetch", 2))
+    start = time.monotonic()
+    (value,), offset = await read("slow", 1)
+    print("slow", value == "x" * 65536, offset, time.monotonic() - start >= 1)
+    start = time.monotonic()
+    told = await send("slow-told", ["1"])
+    print("slow told", told, time.monotonic() - start >= 2, await read("slow-told", 2, 3, sure=1))
+    print("wrong", await read("wrong", 2), await read("wrong", 2))
+
+
 async def cluster():
     # Each broker leads some of the four partitions, so each is asked.
     for partition in range(4):
@@ -101,4 +125,4 @@ async def cluster():
         print(partition, told, await read("spread", 3, partition=partition))
 
 
-asyncio.run({"battery": battery, "faults": faults, "cluster": cluster}[MODE]())
+asyncio.run({"battery": battery, "faults": faults, "cluster": cluster, "bytes": answers}[MODE]())

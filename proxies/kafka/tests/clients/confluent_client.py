@@ -1,4 +1,4 @@
-"""librdkafka through its Python binding. Arguments: port, "battery", "cluster", "faults" or "denied", a prefix for the topics' names, and
+"""librdkafka through its Python binding. Arguments: port, "battery", "cluster", "faults", "bytes" or "denied", a prefix for the topics' names, and
 for TLS the file of the authority."""
 
 import sys
@@ -166,6 +166,59 @@ def cluster():
     print("transaction", read("transactional", 2)[0])
 
 
+def recovers(name, n):
+    """All records in spite of errors: the errors' names, then the values."""
+    c = Consumer({**CLUSTER, "group.id": f"{PREFIX}-reader", "enable.auto.commit": False, "auto.offset.reset": "earliest", "check.crcs": True})
+    c.assign([TopicPartition(topic(name), 0, 0)])
+    errors, values = [], []
+    end = time.time() + PATIENCE
+    while len(values) < n and time.time() < end:
+        message = c.poll(0.2)
+        if message is not None:
+            errors.append(message.error().name()) if message.error() else values.append(message.value().decode())
+    c.close()
+    return errors, values
+
+
+def answers():
+    create("cut", "sure", "half", "gone", "dropped", "cut-fetch", "slow", "slow-told", "wrong", "told-wrong")
+    send(producer(), "cut-fetch", ["1", "2"])
+    send(producer(), "slow", ["x" * 65536])
+    send(producer(), "wrong", ["1", "2"])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    # The broker has the record, the producer does not know: what it sends again is stored again, unless it is idempotent.
+    print("cut", send(producer(), "cut", ["1"]), read("cut", 2))
+    print("half", send(producer(), "half", ["1"]), read("half", 2))
+    print("sure", send(producer(enable_idempotence=True), "sure", ["1", "2"]), read("sure", 3, 3, sure=2))
+    # The broker has not seen it.
+    print("gone", send(producer(), "gone", ["1"]), read("gone", 2, 3, sure=1))
+    print("dropped", send(producer(), "dropped", ["1"]), read("dropped", 2, 3, sure=1))
+    print("cut fetch", read("cut-fetch", 2))
+    start = time.monotonic()
+    (value,), offset = read("slow", 1)
+    print("slow", value == "x" * 65536, offset, time.monotonic() - start >= 1)
+    start = time.monotonic()
+    told = send(producer(), "slow-told", ["1"])
+    print("slow told", told, time.monotonic() - start >= 2, read("slow-told", 2, 3, sure=1))
+    print("wrong", recovers("wrong", 2))
+    # An answer that is no answer; the record is there.
+    print("told wrong", send(producer(), "told-wrong", ["1"]), read("told-wrong", 2, 3, sure=1))
+    admin = AdminClient(CLUSTER)
+
+    def refused(name):
+        try:
+            for created in admin.create_topics([NewTopic(topic(name), 1, 1)]).values():
+                created.result(PATIENCE)
+        except KafkaException as e:
+            return e.args[0]
+
+    error = refused("words")
+    print("words", error.name(), error.str())
+    # The topic is there for all that.
+    print("cut create", refused("cut-create").name(), topic("cut-create") in admin.list_topics(timeout=PATIENCE).topics)
+
+
 def denied():
     create("plain", "denied", "large")
     print("plain", send(producer(), "plain", ["1"]), read("plain", 1))
@@ -173,4 +226,4 @@ def denied():
     print("large", send(producer(), "large", ["1"]))
 
 
-{"battery": battery, "faults": faults, "cluster": cluster, "denied": denied}[MODE]()
+{"battery": battery, "faults": faults, "cluster": cluster, "bytes": answers, "denied": denied}[MODE]()

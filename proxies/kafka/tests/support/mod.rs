@@ -89,11 +89,14 @@ pub fn battery_with(name: &str, mode: &str, addr: SocketAddr, more: &[&Path]) ->
 
 /// Runs a client's script, calls `arm` with its topics' prefix when it says that it is ready, and returns what it printed after that.
 pub fn faults(name: &str, addr: SocketAddr, arm: impl FnOnce(&str)) -> String {
+    faulted(name, "faults", addr, arm)
+}
+
+/// The same for any part of the script that waits to be armed.
+pub fn faulted(name: &str, mode: &str, addr: SocketAddr, arm: impl FnOnce(&str)) -> String {
     let prefix = prefix();
     let mut command = script(name);
-    command
-        .arg(addr.port().to_string())
-        .args(["faults", &prefix]);
+    command.arg(addr.port().to_string()).args([mode, &prefix]);
     clients::faulted(&mut command, || arm(&prefix))
 }
 
