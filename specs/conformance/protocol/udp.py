@@ -1,7 +1,8 @@
 """Two small services: `echo PORT` sends every datagram back; `asker PORT` is HTTP in front of a UDP client.
 
 GET /ask?data=... sends the text to FAULTBOX_ECHO_RAW_ADDR, from a socket that has not been connected unless connect=1, and says what
-came of it: the reply, or the name of the exception.
+came of it: the reply, or the name of the exception. GET /burst?words=a,b,c sends these from one socket, one after another, and says in
+which order as many replies came.
 """
 
 import http.server
@@ -19,9 +20,13 @@ def echo(port):
         sock.sendto(data, peer)
 
 
-def ask(query):
+def echo_addr():
     host, port = os.environ["FAULTBOX_ECHO_RAW_ADDR"].rsplit(":", 1)
-    addr = (host, int(port))
+    return host, int(port)
+
+
+def ask(query):
+    addr = echo_addr()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(float(query.get("timeout", ["20"])[0]))
         data = query["data"][0].encode()
@@ -36,13 +41,28 @@ def ask(query):
             return type(e).__name__.encode()
 
 
+def burst(query):
+    words = query["words"][0].encode().split(b",")
+    heard = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(float(query.get("timeout", ["20"])[0]))
+        for word in words:
+            sock.sendto(word, echo_addr())
+        try:
+            while len(heard) < len(words):
+                heard.append(sock.recv(65536))
+        except OSError as e:
+            heard.append(type(e).__name__.encode())
+    return b",".join(heard)
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         url = urllib.parse.urlparse(self.path)
         query = urllib.parse.parse_qs(url.query)
-        body = ask(query) if url.path == "/ask" else b"ok"
+        body = {"/ask": ask, "/burst": burst}.get(url.path, lambda query: b"ok")(query)
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
