@@ -5,10 +5,11 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use faultbox_contract::{Arg, Kind, Protocol, Transport};
+use faultbox_contract::{Arg, ArmedRule, Kind, Protocol, Transport};
 use serde_json::{Value as Json, json};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -19,7 +20,9 @@ use super::{Harness, converse};
 const DEADLINE: Duration = Duration::from_secs(45);
 /// How long a datagram may be on its way before the end of a session is said again.
 const PAUSE: Duration = Duration::from_millis(20);
-/// The last datagram of a session.
+/// The first datagram of a session.
+const HELLO: &[u8] = b"hello";
+/// The last one.
 const END: &[u8] = &[0xee; 64];
 /// So many datagrams and bytes of one side find room in any socket's buffer.
 const MANY: usize = 64;
@@ -95,7 +98,7 @@ pub fn datagrams(
         let client = UdpSocket::bind(ANY).await.expect("loopback");
         client.connect(proxy.addr).await.expect("the proxy");
         // The flow must be there before the server can speak.
-        client.send(b"hello").await.expect("the proxy");
+        client.send(HELLO).await.expect("the proxy");
         let (_, flow) = server.recv_from(&mut [0; 8]).await.expect("a flow begins");
         server.connect(flow).await.expect("the proxy");
         arm(&proxy);
@@ -169,7 +172,8 @@ const SERVER: u16 = 1 << 15;
 pub const DATAGRAMS: u8 = 1 << 7;
 
 /// A session as the bytes that [`body`] reads: which rule is armed (0: none), then chunks, each behind its length, two bytes, the lower
-/// one first. Rules count through the protocol's actions, first without a matcher, then with each of its simple matchers in turn.
+/// one first. Rules count through the protocol's actions, first without a matcher, then with each of its simple matchers in turn; where
+/// bytes are matched by how they begin, last with a beginning that nothing has.
 pub fn encode(rule: u8, client: &[Vec<u8>], server: &[Vec<u8>]) -> Vec<u8> {
     let mut out = vec![rule];
     let sides = client
@@ -215,12 +219,21 @@ pub fn body(protocol: &'static dyn Protocol, data: &[u8]) -> Vec<String> {
         Transport::Udp => (which, true),
         Transport::TcpAndUdp => (which & !DATAGRAMS, which & DATAGRAMS != 0),
     };
-    let arm = |proxy: &Harness| arm_numbered(protocol, proxy, rule, of_datagrams);
     if of_datagrams {
         fit(&mut client);
         fit(&mut server);
+    }
+    let stranger = match of_datagrams {
+        true => stranger(client.iter().chain(&server).map(Vec::as_slice)),
+        false => stranger([&client.concat()[..]].into_iter()),
+    };
+    let mut armed = None;
+    let arm = |proxy: &Harness| {
+        armed = arm_numbered(protocol, proxy, rule, of_datagrams, &stranger);
+    };
+    if of_datagrams {
         let (to_client, to_server) = datagrams(protocol, &client, &server, arm);
-        if rule == 0 {
+        if armed.is_none_or(|armed| armed.is_for_others()) {
             assert_eq!(to_server, client, "what the server heard");
             assert_eq!(to_client, server, "what the client heard");
         }
@@ -228,11 +241,24 @@ pub fn body(protocol: &'static dyn Protocol, data: &[u8]) -> Vec<String> {
     }
     let (said, answered) = (client.concat(), server.concat());
     let session = session(protocol, client, server, arm);
-    if rule == 0 {
+    if armed.is_none_or(|armed| armed.is_for_others()) {
         assert_eq!(session.server, (said, true), "what the server heard");
         assert_eq!(session.client, (answered, true), "what the client heard");
     }
     session.degradations
+}
+
+/// A beginning that none of these has: its n-th letter is not the n-th byte of the n-th of them.
+fn stranger<'a>(said: impl Iterator<Item = &'a [u8]>) -> String {
+    [HELLO, END]
+        .into_iter()
+        .chain(said)
+        .enumerate()
+        .map(|(n, bytes)| match bytes.get(n) {
+            Some(b'a') => 'b',
+            _ => 'a',
+        })
+        .collect()
 }
 
 /// Keeps as many as no buffer loses.
@@ -246,14 +272,35 @@ fn fit(datagrams: &mut Vec<Vec<u8>>) {
     });
 }
 
+/// The rule of a session.
+struct Armed {
+    rule: Arc<ArmedRule>,
+    /// Does it have a matcher that selects nothing?
+    strange: bool,
+}
+
+impl Armed {
+    /// Is it one that must leave everything as it is?
+    fn is_for_others(&self) -> bool {
+        assert!(
+            !self.strange || self.rule.matched() == 0,
+            "it selects nothing"
+        );
+        self.strange
+    }
+}
+
 /// Arms the rule of this number; see [`encode`].
-fn arm_numbered(protocol: &'static dyn Protocol, proxy: &Harness, rule: u8, of_datagrams: bool) {
+fn arm_numbered(
+    protocol: &'static dyn Protocol,
+    proxy: &Harness,
+    number: u8,
+    of_datagrams: bool,
+    stranger: &str,
+) -> Option<Armed> {
     let doc = protocol.doc();
-    let (n, matchers) = (doc.actions.len(), matchers(protocol));
-    let Some(which) = usize::from(rule).checked_sub(1) else {
-        return;
-    };
-    let action = &doc.actions[which % n];
+    let which = usize::from(number).checked_sub(1)?;
+    let action = &doc.actions[which % doc.actions.len()];
     let needed = action.params.iter().filter(|p| p.required);
     let mut args: Vec<(&str, Arg)> = needed.map(|p| (p.name, least(p.kind))).collect();
     if action.matched && of_datagrams {
@@ -263,19 +310,41 @@ fn arm_numbered(protocol: &'static dyn Protocol, proxy: &Harness, rule: u8, of_d
             args.push(("direction", Arg::Str("both".into())));
         }
     }
-    if let Some(matcher) = (which / n).checked_sub(1)
-        && action.matched
-        && !matchers.is_empty()
-    {
-        let mut args = args.clone();
-        args.push(matchers[matcher % matchers.len()].clone());
-        // Not every action takes every matcher.
-        if proxy.try_arm(action.name, &args).is_ok() {
-            return;
-        }
+    let mut choices = matchers(protocol);
+    let others = (PREFIX, Arg::Str(stranger.into()));
+    if doc.matchers.iter().any(|m| m.name == PREFIX) {
+        choices.push(others.clone());
     }
-    proxy.arm(action.name, &args);
+    let matcher = (which / doc.actions.len())
+        .checked_sub(1)
+        .filter(|_| action.matched && !choices.is_empty())
+        .map(|n| choices.swap_remove(n % choices.len()));
+    let strange = matcher.as_ref() == Some(&others);
+    let selective = matcher.and_then(|matcher| {
+        let mut args = args.clone();
+        args.push(matcher);
+        // Not every action takes every matcher.
+        proxy.try_arm(action.name, &args).ok()
+    });
+    let strange = strange && selective.is_some();
+    let rule = selective.unwrap_or_else(|| proxy.arm(action.name, &args));
+    if action.name == "drop" && !of_datagrams {
+        lift_soon(proxy, &rule);
+    }
+    Some(Armed { rule, strange })
 }
+
+/// Lifts a rule when it has had the time to act: a black hole holds its session until then.
+pub fn lift_soon(proxy: &Harness, rule: &ArmedRule) {
+    let (rules, id) = (proxy.rules.clone(), rule.id);
+    tokio::spawn(async move {
+        tokio::time::sleep(PAUSE).await;
+        rules.lift(id);
+    });
+}
+
+/// The matcher of protocols that match bytes by how they begin.
+const PREFIX: &str = "prefix";
 
 /// The protocol's matchers that take any text, or a number, each with a value that all have, or the first.
 fn matchers(protocol: &'static dyn Protocol) -> Vec<(&'static str, Arg)> {
@@ -307,7 +376,8 @@ fn least(kind: Kind) -> Arg {
 /// # Panics
 /// As [`body`], or if the corpus cannot be read.
 pub fn corpus(protocol: &'static dyn Protocol) -> usize {
-    let rules = protocol.doc().actions.len() * (1 + matchers(protocol).len());
+    // And one for a matcher that selects nothing.
+    let rules = protocol.doc().actions.len() * (2 + matchers(protocol).len());
     for rule in 0..=u8::try_from(rules).expect("a byte counts them") {
         body(protocol, &encode(rule, &[], &[]));
     }
