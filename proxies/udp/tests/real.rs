@@ -238,3 +238,200 @@ except OSError as e:
     })
     .await;
 }
+
+/// What Python's socket makes of datagrams that do not come as they were sent: each line is a question and what was heard.
+async fn under(proxy: &Harness, script: &'static str) -> String {
+    const HEAD: &str = r#"
+import socket, sys, time
+addr = ("127.0.0.1", int(sys.argv[1]))
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(float(sys.argv[2]))
+s.connect(addr)
+def hear():
+    try:
+        return s.recv(65536)
+    except OSError as e:
+        return type(e).__name__
+"#;
+    let script = format!("{HEAD}{script}");
+    run("python3", &["-c", &script], proxy.addr, GENEROUS).await
+}
+
+fn rig() -> Option<(Server, Harness)> {
+    if !installed(&["python3"]) {
+        return None;
+    }
+    let server = Server::start();
+    let proxy = Harness::start(faultbox_udp::protocol(), server.addr);
+    Some((server, proxy))
+}
+
+fn text(s: &str) -> Arg {
+    Arg::Str(s.into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delayed_datagram_is_overtaken_and_a_client_may_give_up() {
+    let Some((_server, proxy)) = rig() else {
+        return;
+    };
+    let rule = proxy.arm(
+        "delay",
+        &[("prefix", text("slow")), ("delay", text("300ms"))],
+    );
+    let seen = under(
+        &proxy,
+        r#"
+start = time.monotonic()
+s.send(b"slow")
+s.send(b"quick")
+print(hear(), hear(), time.monotonic() - start >= 0.3)
+"#,
+    )
+    .await;
+    assert_eq!(seen, "b'quick' b'slow' True\n");
+    assert_eq!(rule.hits(), 1);
+    proxy.rules.lift(rule.id);
+
+    let rule = proxy.arm("delay", &[("delay", text("1h")), ("times", Arg::Int(1))]);
+    let seen = under(
+        &proxy,
+        r#"
+s.settimeout(0.3)
+s.send(b"once")
+print(hear())
+s.settimeout(30)
+s.send(b"again")
+print(hear())
+"#,
+    )
+    .await;
+    assert_eq!(seen, "TimeoutError\nb'again'\n");
+    assert_eq!((rule.matched(), rule.hits()), (2, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_duplicate_is_heard_as_often_as_it_arrives() {
+    let Some((_server, proxy)) = rig() else {
+        return;
+    };
+    let ask = r#"
+for word in [b"a", b"b", b"end"]:
+    s.send(word)
+heard = []
+while not heard or heard[-1] != b"end":
+    heard.append(hear())
+print(b" ".join(heard))
+"#;
+    // A request that arrives twice is answered twice; a reply is one to begin with.
+    for (direction, copies) in [("up", 2), ("down", 3)] {
+        let rule = proxy.arm(
+            "duplicate",
+            &[
+                ("prefix", text("b")),
+                ("direction", text(direction)),
+                ("copies", Arg::Int(copies)),
+            ],
+        );
+        let b = " b".repeat(1 + copies as usize);
+        assert_eq!(under(&proxy, ask).await, format!("b'a{b} end'\n"));
+        assert_eq!(rule.hits(), 1, "{direction}");
+        proxy.rules.lift(rule.id);
+    }
+    assert_eq!(under(&proxy, ask).await, "b'a b end'\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reordered_datagram_is_heard_behind_others_or_late() {
+    let Some((_server, proxy)) = rig() else {
+        return;
+    };
+    let ask = r#"
+for word in [b"1", b"2", b"3", b"4"]:
+    s.send(word)
+print(b" ".join(hear() for _ in range(4)))
+"#;
+    for (direction, past, order) in [
+        ("up", 1, "2 1 3 4"),
+        ("up", 2, "2 3 1 4"),
+        ("up", 3, "2 3 4 1"),
+        ("down", 2, "2 3 1 4"),
+    ] {
+        let rule = proxy.arm(
+            "reorder",
+            &[
+                ("nth", Arg::Int(1)),
+                ("past", Arg::Int(past)),
+                ("within", text("1h")),
+                ("direction", text(direction)),
+            ],
+        );
+        assert_eq!(under(&proxy, ask).await, format!("b'{order}'\n"));
+        assert_eq!((rule.matched(), rule.hits()), (4, 1));
+        proxy.rules.lift(rule.id);
+    }
+    let rule = proxy.arm("reorder", &[("within", text("300ms"))]);
+    let seen = under(
+        &proxy,
+        r#"
+start = time.monotonic()
+s.send(b"alone")
+print(hear(), time.monotonic() - start >= 0.3)
+"#,
+    )
+    .await;
+    assert_eq!(seen, "b'alone' True\n");
+    assert_eq!(rule.hits(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn corrupted_and_truncated_datagrams_are_heard_so() {
+    let Some((_server, proxy)) = rig() else {
+        return;
+    };
+    let ask = r#"
+for word in [b"abcd", b"ab", b""]:
+    s.send(word)
+    print(hear())
+"#;
+    // The checksum fits, or the kernel would keep it back.
+    let rule = proxy.arm("corrupt", &[("offset", Arg::Int(2))]);
+    assert_eq!(under(&proxy, ask).await, "b'ab\\x9cd'\nb'ab'\nb''\n");
+    assert_eq!(rule.hits(), 3);
+    proxy.rules.lift(rule.id);
+    let rule = proxy.arm(
+        "truncate",
+        &[("bytes", Arg::Int(3)), ("times", Arg::Int(1))],
+    );
+    assert_eq!(under(&proxy, ask).await, "b'abc'\nb'ab'\nb''\n");
+    assert_eq!(rule.hits(), 1);
+    proxy.rules.lift(rule.id);
+    // An empty datagram is one, too.
+    let rule = proxy.arm(
+        "truncate",
+        &[("bytes", Arg::Int(0)), ("direction", text("up"))],
+    );
+    assert_eq!(under(&proxy, ask).await, "b''\nb''\nb''\n");
+    assert_eq!(rule.hits(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_throttled_client_waits_for_each_datagram() {
+    let Some((_server, proxy)) = rig() else {
+        return;
+    };
+    let rule = proxy.arm("throttle", &[("rate", text("10KB/s"))]);
+    let seen = under(
+        &proxy,
+        r#"
+start = time.monotonic()
+for _ in range(3):
+    s.send(b"x" * 1000)
+print([len(hear()) for _ in range(3)], time.monotonic() - start >= 0.3)
+"#,
+    )
+    .await;
+    assert_eq!(seen, "[1000, 1000, 1000] True\n");
+    // Once per client.
+    assert_eq!((rule.matched(), rule.hits()), (1, 1));
+}
