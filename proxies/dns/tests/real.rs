@@ -581,3 +581,107 @@ fn a_resolver_copes_as_it_would_with_a_real_server() {
     let page = dig(resolver.addr, &["gone.example.test", "A"]);
     assert!(page.contains("status: NXDOMAIN"), "{page}");
 }
+
+/// What dig says, with its own counts and times, when it may ask several times.
+fn patient_dig(addr: SocketAddr, args: &[&str]) -> String {
+    let port = addr.port().to_string();
+    client("dig", &[&["@127.0.0.1", "-p", &port][..], args].concat())
+}
+
+#[test]
+fn dig_waits_for_a_delayed_answer_or_asks_again() {
+    if !installed(&["named", "dig"]) {
+        return;
+    }
+    let server = Server::bind("delay-dig");
+    let (runtime, harness) = proxy(server.addr);
+    let delay = |args: &[(&str, Arg)]| {
+        let _inside = runtime.enter();
+        harness.arm("delay", args)
+    };
+    // By either transport it is waited for, and dig says how long it took.
+    let rule = delay(&[("name", text("www.*")), ("delay", text("300ms"))]);
+    for how in ["+notcp", "+tcp"] {
+        let page = patient_dig(
+            harness.addr,
+            &["+tries=1", "+time=60", how, "www.example.test"],
+        );
+        let took = page
+            .lines()
+            .find_map(|l| l.strip_prefix(";; Query time: ")?.strip_suffix(" msec"))
+            .unwrap_or_else(|| panic!("{page}"));
+        assert!(took.parse::<u32>().unwrap() >= 300, "{how}: {page}");
+        assert!(page.contains("192.0.2.80"), "{page}");
+    }
+    // What is not selected is not held: dig's least patience is enough.
+    let page = patient_dig(harness.addr, &["+tries=1", "+time=20", "mail.example.test"]);
+    assert!(page.contains("192.0.2.25"), "{page}");
+    assert_eq!((rule.matched(), rule.hits()), (2, 2));
+    harness.rules.lift(rule.id);
+
+    // The first question is held for longer than dig waits; the second is answered.
+    let long = [("delay", text("1h")), ("nth", Arg::Int(1))];
+    let rule = delay(&long);
+    let page = patient_dig(harness.addr, &["+tries=2", "+time=3", "www.example.test"]);
+    assert!(page.contains("timed out"), "{page}");
+    assert!(page.contains("192.0.2.80"), "{page}");
+    assert_eq!((rule.matched(), rule.hits()), (2, 1));
+    harness.rules.lift(rule.id);
+
+    // Each try times out, and there are no others.
+    let rule = delay(&long[..1]);
+    let page = patient_dig(harness.addr, &["+tries=3", "+time=1", "www.example.test"]);
+    assert!(page.contains("no servers could be reached"), "{page}");
+    assert!(!page.contains("192.0.2.80"), "{page}");
+    assert_eq!((rule.matched(), rule.hits()), (3, 3));
+}
+
+/// c-ares, which is Node's resolver: as often as it was told, then its own error.
+#[test]
+fn node_asks_again_or_times_out_when_answers_are_delayed() {
+    if !installed(&["named", "node"]) {
+        return;
+    }
+    let server = Server::bind("delay-node");
+    let (runtime, harness) = proxy(server.addr);
+    let script = r#"
+const { Resolver } = require('dns').promises;
+const [port, timeout, tries] = process.argv.slice(1).map(Number);
+const r = new Resolver({ timeout, tries });
+r.setServers(['127.0.0.1:' + port]);
+const start = Date.now();
+r.resolve4('www.example.test')
+    .then((a) => console.log(a.join(), Date.now() - start >= 300), (e) => console.log(e.code));
+"#;
+    let port = harness.addr.port().to_string();
+    for (args, options, said, (matched, hits)) in [
+        (
+            vec![("delay", text("300ms"))],
+            ["60000", "1"],
+            "192.0.2.80 true\n",
+            (1, 1),
+        ),
+        // The first try is held, and the second comes through.
+        (
+            vec![("delay", text("1h")), ("nth", Arg::Int(1))],
+            ["3000", "2"],
+            "192.0.2.80 true\n",
+            (2, 1),
+        ),
+        (
+            vec![("delay", text("1h"))],
+            ["300", "3"],
+            "ETIMEOUT\n",
+            (3, 3),
+        ),
+    ] {
+        let rule = {
+            let _inside = runtime.enter();
+            harness.arm("delay", &args)
+        };
+        let seen = client("node", &[&["-e", script, &port][..], &options].concat());
+        assert_eq!(seen, said, "{args:?}");
+        assert_eq!((rule.matched(), rule.hits()), (matched, hits), "{args:?}");
+        harness.rules.lift(rule.id);
+    }
+}
