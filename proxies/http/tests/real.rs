@@ -489,3 +489,197 @@ fails('/reset', (e) => {
         0
     );
 }
+
+/// Runs a client to its end, whatever that is: what it printed, and its status.
+fn client_and_status(program: &str, args: &[&str]) -> String {
+    let mut command = Command::new("timeout");
+    let output = command.arg("240").arg(program).args(args).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    format!(
+        "{} {}",
+        String::from_utf8_lossy(&said).trim_end(),
+        output.status
+    )
+}
+
+/// A reply with one byte inverted is a reply like any other, until somebody decodes it.
+#[test]
+fn a_corrupted_reply_is_what_the_client_makes_of_its_bytes() {
+    if !installed(&["nginx", "python3", "requests", "curl", "node"]) {
+        return;
+    }
+    let server = nginx("corrupt");
+    std::fs::write(server.dir.join("www/answer.json"), "{\"ok\": true}").unwrap();
+    let (_runtime, harness) = proxy(server.addr);
+    let at = harness.addr.to_string();
+    let url = |path: &str| format!("http://{at}{path}");
+    let rule = harness.arm("corrupt", &[("offset", Arg::Int(0))]);
+    let python = r#"
+import sys, http.client, requests
+at = sys.argv[1]
+s = requests.Session()
+plain = {"Accept-Encoding": "identity"}
+r = s.get(f"http://{at}/text.txt", headers=plain, timeout=60)
+print(r.status_code, len(r.content), r.content[:9], r.content[1:] == (b"some text, often\n" * 4000)[1:])
+try:
+    s.get(f"http://{at}/answer.json", timeout=60).json()
+except requests.exceptions.JSONDecodeError as e:
+    print(type(e).__name__)
+# The chunks of the reply are whole; what is in them is not gzip any more.
+try:
+    s.get(f"http://{at}/text.txt", timeout=60)
+except requests.exceptions.ContentDecodingError as e:
+    print(type(e).__name__, "incorrect header check" in str(e))
+c = http.client.HTTPConnection(at, timeout=60)
+for _ in range(2):
+    c.request("GET", "/text.txt", headers=plain)
+    sock = c.sock
+    r = c.getresponse()
+    print(r.status, r.read()[:4], c.sock is sock)
+c.request("HEAD", "/text.txt")
+print(c.getresponse().status)
+"#;
+    assert_eq!(
+        client("python3", &["-c", python, &at]),
+        "200 68000 b'\\x8come text' True\nJSONDecodeError\nContentDecodingError True\n\
+         200 b'\\x8come' True\n200 b'\\x8come' True\n200\n"
+    );
+    // The rule fires on each request, and also where there is nothing to invert.
+    assert_eq!((rule.matched(), rule.hits()), (6, 6));
+
+    let fixed = ["-sS", "--max-time", "60", "-o", "/dev/null"];
+    let curl = |args: &[&str]| client_and_status("curl", &[&fixed[..], args].concat());
+    let said = curl(&["--compressed", &url("/text.txt")]);
+    assert!(
+        said.contains("curl: (61)") && said.contains("incorrect header check"),
+        "{said}"
+    );
+    let sizes = curl(&["-w", "%{http_code} %{size_download}", &url("/text.txt")]);
+    assert_eq!(sizes, "200 68000 exit status: 0");
+
+    let node = r#"
+const at = 'http://' + process.argv[1];
+(async () => {
+  const text = await (await fetch(at + '/text.txt', { headers: { 'Accept-Encoding': 'identity' } })).arrayBuffer();
+  console.log(text.byteLength, new Uint8Array(text)[0] === (0xff ^ 's'.charCodeAt(0)));
+  await (await fetch(at + '/answer.json')).json().catch((e) => console.log(e.name));
+  await (await fetch(at + '/text.txt')).text().catch((e) => console.log(e.name, e.cause.code));
+})();
+"#;
+    assert_eq!(
+        client("node", &["-e", node, &at]),
+        "68000 true\nSyntaxError\nTypeError Z_DATA_ERROR\n"
+    );
+    assert_eq!(rule.hits(), 11);
+    harness.rules.lift(rule.id);
+
+    // The last byte of all, and the one behind it.
+    for (offset, same) in [(67_999, "False"), (68_000, "True")] {
+        let rule = harness.arm("corrupt", &[("offset", Arg::Int(offset))]);
+        let last = r#"
+import sys, requests
+r = requests.get(f"http://{sys.argv[1]}/text.txt", headers={"Accept-Encoding": "identity"}, timeout=60)
+print(len(r.content), r.content == b"some text, often\n" * 4000)
+"#;
+        assert_eq!(
+            client("python3", &["-c", last, &at]),
+            format!("68000 {same}\n")
+        );
+        assert_eq!(rule.hits(), 1);
+        harness.rules.lift(rule.id);
+    }
+    assert_eq!(harness.degradations(), [""; 0]);
+}
+
+#[test]
+fn a_throttled_reply_is_waited_for_or_given_up() {
+    if !installed(&["nginx", "python3", "requests", "curl", "node"]) {
+        return;
+    }
+    let server = nginx("throttle");
+    let (_runtime, harness) = proxy(server.addr);
+    let at = harness.addr.to_string();
+    let url = format!("http://{at}/text.txt");
+    let rate = |rate: &str| harness.arm("throttle", &[("rate", Arg::Str(rate.into()))]);
+
+    // 68 000 bytes. A client's time-out is for silence, and there is none.
+    let rule = rate("100KB/s");
+    let whole = r#"
+import sys, time, requests
+start = time.monotonic()
+r = requests.get(f"http://{sys.argv[1]}/text.txt", headers={"Accept-Encoding": "identity"}, timeout=60)
+print(r.text == "some text, often\n" * 4000, time.monotonic() - start >= 0.6)
+"#;
+    assert_eq!(client("python3", &["-c", whole, &at]), "True True\n");
+    let node = r#"
+const start = Date.now();
+fetch('http://' + process.argv[1] + '/text.txt', { headers: { 'Accept-Encoding': 'identity' } })
+  .then((r) => r.text()).then((t) => console.log(t.length, Date.now() - start >= 600));
+"#;
+    assert_eq!(client("node", &["-e", node, &at]), "68000 true\n");
+    assert_eq!((rule.matched(), rule.hits()), (2, 2));
+    harness.rules.lift(rule.id);
+
+    // More than a minute's worth: curl's own limit ends it, with what there is by then.
+    let rule = rate("1KB/s");
+    let said = client_and_status("curl", &["-sS", "-o", "/dev/null", "--max-time", "2", &url]);
+    assert!(
+        said.contains("curl: (28)") && said.contains("out of 68000 bytes received"),
+        "{said}"
+    );
+    let said = client_and_status(
+        "curl",
+        &[
+            "-sS",
+            "-o",
+            "/dev/null",
+            "--speed-limit",
+            "20000",
+            "--speed-time",
+            "2",
+            &url,
+        ],
+    );
+    assert!(
+        said.contains("curl: (28)") && said.contains("Less than 20000 bytes/sec"),
+        "{said}"
+    );
+    assert_eq!(rule.hits(), 2);
+    harness.rules.lift(rule.id);
+
+    // The head trickles, too: a byte a second is silence for who waits for less.
+    let rule = rate("1B/s");
+    let silence = r#"
+import sys, http.client, requests
+at = sys.argv[1]
+try:
+    requests.get(f"http://{at}/text.txt", timeout=0.3)
+except requests.exceptions.RequestException as e:
+    print(type(e).__name__)
+c = http.client.HTTPConnection(at, timeout=0.3)
+c.request("GET", "/text.txt")
+try:
+    c.getresponse()
+except OSError as e:
+    print(type(e).__name__)
+"#;
+    assert_eq!(
+        client("python3", &["-c", silence, &at]),
+        "ReadTimeout\nTimeoutError\n"
+    );
+    let node = r#"
+fetch('http://' + process.argv[1] + '/text.txt', { signal: AbortSignal.timeout(300) }).catch((e) => console.log(e.name));
+"#;
+    assert_eq!(client("node", &["-e", node, &at]), "TimeoutError\n");
+    assert_eq!(rule.hits(), 3);
+    harness.rules.lift(rule.id);
+    // The clients that gave up have cost nobody else anything.
+    assert_eq!(
+        client(
+            "curl",
+            &["-sS", "-o", "/dev/null", "-w", "%{http_code}", &url]
+        ),
+        "200"
+    );
+    assert_eq!(harness.degradations(), [""; 0]);
+}
