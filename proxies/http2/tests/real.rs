@@ -8,7 +8,7 @@ mod support;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use faultbox_contract::{Arg, Endpoint, Kept, Protocol};
 use faultbox_engine::testing::Harness;
@@ -111,16 +111,24 @@ fn arm(proxy: &Harness) {
     );
 }
 
-async fn faulted(script: &'static str, expected: &[&str]) {
-    let server = grpcio(script);
+/// Runs a client's script in this mode, `arm`s when it is ready, and compares what it prints then and how many rules have fired.
+async fn faulted(
+    script: &'static str,
+    mode: &'static str,
+    arm: impl FnOnce(&Harness) + Send + 'static,
+    expected: &[&str],
+    fired: usize,
+) {
+    let server = grpcio(&format!("{script}-{mode}"));
     let proxy = Arc::new(Harness::start(faultbox_http2::grpc(), server.addr));
     let arming = proxy.clone();
-    let output = tokio::task::spawn_blocking(move || faults(script, arming.addr, || arm(&arming)))
-        .await
-        .unwrap();
+    let output =
+        tokio::task::spawn_blocking(move || faults(script, mode, arming.addr, || arm(&arming)))
+            .await
+            .unwrap();
     assert_eq!(output.lines().collect::<Vec<_>>(), expected, "\n{output}");
     assert_eq!(proxy.degradations(), Vec::<String>::new());
-    assert_eq!(proxy.fired(), 8);
+    assert_eq!(proxy.fired(), fired);
 }
 
 #[tokio::test]
@@ -130,6 +138,8 @@ async fn grpcio_raises_its_own_errors() {
     }
     faulted(
         "grpcio_client.py",
+        "faults",
+        arm,
         &[
             "create True True fault injected",
             "other b'works'",
@@ -142,6 +152,7 @@ async fn grpcio_raises_its_own_errors() {
             "held CANCELLED",
             "afterwards 2500000",
         ],
+        8,
     )
     .await;
 }
@@ -153,6 +164,8 @@ async fn grpc_js_raises_its_own_errors() {
     }
     faulted(
         "grpc_js.js",
+        "faults",
+        arm,
         &[
             "create UNAVAILABLE fault injected",
             "other works",
@@ -165,6 +178,85 @@ async fn grpc_js_raises_its_own_errors() {
             "held CANCELLED",
             "afterwards 50 2500140",
         ],
+        8,
+    )
+    .await;
+}
+
+/// What is done to replies, and answers in plain HTTP, on the client's live connection.
+fn arm_replies(proxy: &Harness) {
+    let method = |name: &str| ("method", text(&format!("/test.Svc/{name}")));
+    // Three messages of 5 + 5002 bytes and the beginning of a fourth.
+    let bytes = int(3 * 5007 + 100);
+    proxy.arm("truncate", &[method("Broken"), ("bytes", bytes)]);
+    proxy.arm("corrupt", &[method("Create"), ("offset", int(1))]);
+    proxy.arm(
+        "throttle",
+        &[
+            ("path", text("/test.Svc/{Retried,Stream}")),
+            ("rate", text("100KB/s")),
+        ],
+    );
+    for (name, status) in [
+        ("Busy", 503),
+        ("Dropped", 403),
+        ("Delayed", 404),
+        ("Chat", 500),
+    ] {
+        proxy.arm("response", &[method(name), ("status", int(status))]);
+    }
+    proxy.arm("reset", &[method("Fail"), ("times", int(1))]);
+}
+
+/// In the names of gRPC's own page, "HTTP to gRPC Status Code Mapping".
+#[tokio::test]
+async fn grpcio_makes_its_own_of_what_is_done_to_replies() {
+    if skip(&["grpcio"]) {
+        return;
+    }
+    faulted(
+        "grpcio_client.py",
+        "replies",
+        arm_replies,
+        &[
+            "truncated INTERNAL True",
+            "corrupted b'h\\x9allo'",
+            "throttled True True",
+            "deadline DEADLINE_EXCEEDED True",
+            "503 UNAVAILABLE",
+            "403 PERMISSION_DENIED",
+            "404 UNIMPLEMENTED",
+            "500 UNKNOWN",
+            "reset UNAVAILABLE",
+            "afterwards b'alive' FAILED_PRECONDITION",
+        ],
+        9,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn grpc_js_makes_its_own_of_what_is_done_to_replies() {
+    if skip(&["grpcio", "grpc-js"]) {
+        return;
+    }
+    faulted(
+        "grpc_js.js",
+        "replies",
+        arm_replies,
+        &[
+            "truncated INTERNAL true",
+            "corrupted 689a6c6c6f",
+            "throttled true true",
+            "deadline DEADLINE_EXCEEDED true",
+            "503 UNAVAILABLE",
+            "403 PERMISSION_DENIED",
+            "404 UNIMPLEMENTED",
+            "500 UNKNOWN",
+            "reset UNAVAILABLE",
+            "afterwards alive FAILED_PRECONDITION",
+        ],
+        9,
     )
     .await;
 }
@@ -508,4 +600,201 @@ async fn etcdctl_lives_as_ever_and_retries() {
         said.contains("NotFound") && said.contains("no room"),
         "{said}"
     );
+}
+
+/// What a rule is armed with.
+type Args<'a> = &'a [(&'a str, Arg)];
+
+/// What curl says of a request by prior knowledge: what `-w` shows, its complaint, its exit status.
+async fn complaint(addr: SocketAddr, more: &'static [&'static str], path: &'static str) -> String {
+    tokio::task::spawn_blocking(move || {
+        let out = Command::new("curl")
+            .args(["--silent", "--show-error", "--http2-prior-knowledge"])
+            .args(["--max-time", "60", "--output", "/dev/null"])
+            .args(["--write-out", "%{http_code} %{size_download}\n"])
+            .args(more)
+            .arg(format!("http://{addr}{path}"))
+            .output()
+            .unwrap();
+        let said = [out.stdout, out.stderr].concat();
+        format!("{}{:?}", String::from_utf8_lossy(&said), out.status.code())
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn curl_names_faults_as_its_own_errors() {
+    if skip(&["curl", "nghttpd"]) {
+        return;
+    }
+    let server = nghttpd("curl-faults");
+    let proxy = Harness::start(faultbox_http2::http2(), server.addr);
+    let addr = proxy.addr;
+    // How much of a reply curl still hands on when it hears of the reset is chance.
+    let cases: &[(&str, Args<'_>, &str)] = &[
+        (
+            "truncate",
+            &[("bytes", int(0))],
+            "curl: (92) HTTP/2 stream 1 was not closed cleanly: INTERNAL_ERROR (err 2)\nSome(92)",
+        ),
+        // The whole of it: the trailers come, too.
+        (
+            "truncate",
+            &[("bytes", int(3_000_000))],
+            "200 3000000\nSome(0)",
+        ),
+        ("corrupt", &[("offset", int(0))], "200 3000000\nSome(0)"),
+        (
+            "drop",
+            &[("rst", text("ENHANCE_YOUR_CALM"))],
+            "curl: (92) HTTP/2 stream 1 was not closed cleanly: ENHANCE_YOUR_CALM (err 11)\nSome(92)",
+        ),
+        (
+            "drop",
+            &[("messages", int(0)), ("rst", text("CANCEL"))],
+            "curl: (92) HTTP/2 stream 1 was not closed cleanly: CANCEL (err 8)\nSome(92)",
+        ),
+        (
+            "response",
+            &[("status", int(429)), ("body", text("later"))],
+            "429 5\nSome(0)",
+        ),
+        (
+            "response",
+            &[("status", int(503)), ("when", text("after"))],
+            "503 0\nSome(0)",
+        ),
+    ];
+    for (action, args, expected) in cases {
+        let rule = proxy.arm(action, args);
+        let said = complaint(addr, &[], "/big").await;
+        assert!(said.ends_with(expected), "{action} {args:?}: {said}");
+        assert_eq!((rule.matched(), rule.hits()), (1, 1), "{action} {args:?}");
+        proxy.rules.lift(rule.id);
+        assert_eq!(complaint(addr, &[], "/big").await, "200 3000000\nSome(0)");
+    }
+    // Whether it is reading or acknowledging settings when it hears of a connection's end, is chance, too.
+    let rule = proxy.arm("reset", &[]);
+    let said = complaint(addr, &[], "/big").await;
+    let reset = "failure: Connection reset by peer";
+    let known = said.ends_with("Some(56)") || said.ends_with("Some(55)");
+    assert!(known && said.contains(reset), "{said}");
+    assert_eq!((rule.matched(), rule.hits()), (1, 1));
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+/// nghttp shows each frame.
+#[tokio::test]
+async fn nghttp_hears_all_that_comes_before_the_cut() {
+    if skip(&["nghttp", "nghttpd"]) {
+        return;
+    }
+    let server = nghttpd("nghttp-cut");
+    let proxy = Harness::start(faultbox_http2::http2(), server.addr);
+    let rule = proxy.arm("truncate", &[("bytes", int(100_000))]);
+    let mut command = Command::new("nghttp");
+    command.args(["--verbose", "--null-out", "--timeout=60"]);
+    command.arg(format!("http://{}/big", proxy.addr));
+    let said = tokio::task::spawn_blocking(move || run(&mut command));
+    let said = said.await.unwrap();
+    let frames = said
+        .lines()
+        .filter_map(|l| l.split_once("recv DATA frame <length="));
+    let lengths = frames.map(|(_, rest)| rest.split(',').next().unwrap().parse::<u64>().unwrap());
+    assert_eq!(lengths.sum::<u64>(), 100_000, "{said}");
+    let (_, after) = said.split_once("recv RST_STREAM frame").expect("a reset");
+    assert!(after.contains("error_code=INTERNAL_ERROR"), "{said}");
+    assert!(!after.contains("recv DATA"), "{said}");
+    assert_eq!(rule.hits(), 1);
+}
+
+#[tokio::test]
+async fn curl_waits_for_a_throttled_reply_or_gives_up() {
+    if skip(&["curl", "nghttpd"]) {
+        return;
+    }
+    let server = nghttpd("curl-throttled");
+    let proxy = Harness::start(faultbox_http2::http2(), server.addr);
+    let rule = proxy.arm("throttle", &[("rate", text("5MB/s"))]);
+    let start = Instant::now();
+    let said = complaint(proxy.addr, &[], "/big").await;
+    assert_eq!(said, "200 3000000\nSome(0)");
+    assert!(start.elapsed() >= Duration::from_millis(500));
+    assert_eq!(rule.hits(), 1);
+    proxy.rules.lift(rule.id);
+
+    // Most of an hour's worth.
+    let rule = proxy.arm("throttle", &[("rate", text("1KB/s"))]);
+    for (more, complains) in [
+        (&["--max-time", "2"][..], "out of 3000000 bytes received"),
+        (
+            &["--speed-limit", "20000", "--speed-time", "2"],
+            "Less than 20000 bytes/sec",
+        ),
+    ] {
+        let said = complaint(proxy.addr, more, "/big").await;
+        // The head has come at once.
+        assert!(
+            said.starts_with("200 ") && said.contains("curl: (28)"),
+            "{said}"
+        );
+        assert!(
+            said.contains(complains) || said.contains("timed out"),
+            "{said}"
+        );
+    }
+    assert_eq!(rule.hits(), 2);
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+/// Which byte is another, and that no other is.
+#[tokio::test]
+async fn curl_hears_a_corrupted_byte_and_a_rules_answer() {
+    if skip(&["curl", "nghttpd"]) {
+        return;
+    }
+    let server = nghttpd("curl-corrupted");
+    let proxy = Harness::start(faultbox_http2::http2(), server.addr);
+    let addr = proxy.addr;
+    let download = move || {
+        let out = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "60"])
+            .args(["--http2-prior-knowledge", &format!("http://{addr}/big")])
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{out:?}");
+        out.stdout
+    };
+    // In a later frame than the first.
+    let rule = proxy.arm("corrupt", &[("offset", int(1_234_567))]);
+    let got = tokio::task::spawn_blocking(download).await.unwrap();
+    assert_eq!(got.len(), 3_000_000);
+    let others: Vec<usize> = (0..got.len())
+        .filter(|i| got[*i] != (i % 251) as u8)
+        .collect();
+    assert_eq!(others, [1_234_567]);
+    assert_eq!(got[1_234_567], !((1_234_567 % 251) as u8));
+    assert_eq!(rule.hits(), 1);
+    proxy.rules.lift(rule.id);
+
+    proxy.arm(
+        "response",
+        &[
+            ("status", int(503)),
+            ("json", Arg::Json(serde_json::json!({"why": "full"}))),
+            (
+                "headers",
+                Arg::Json(serde_json::json!({"Retry-After": "7"})),
+            ),
+        ],
+    );
+    let page = tokio::task::spawn_blocking(move || curl(&["--http2-prior-knowledge"], addr, "/x"));
+    let page = page.await.unwrap();
+    assert!(page.starts_with("HTTP/2 503"), "{page}");
+    assert!(
+        page.contains("\nretry-after: 7") && page.contains(r#"{"why":"full"}"#),
+        "{page}"
+    );
+    assert_eq!(proxy.fired(), 2);
 }

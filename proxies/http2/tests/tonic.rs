@@ -6,7 +6,7 @@ mod programs;
 mod support;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes};
 use faultbox_contract::Arg;
@@ -385,6 +385,65 @@ async fn faults_arrive_as_its_own_status() {
     // Other methods of the same connection go on.
     let chat = svc.streaming("Chat", vec![Bytes::from_static(b"abc"); 3]);
     assert_eq!(drain(chat.await.unwrap()).await, "[3, 3, 3] ");
+    assert_eq!(proxy.degradations(), [""; 0]);
+}
+
+/// What is done to replies, and answers in plain HTTP.
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_that_are_cut_slowed_or_changed_arrive_so() {
+    if skip(&["grpcio"]) {
+        return;
+    }
+    let server = grpcio("tonic-replies");
+    let proxy = Harness::start(faultbox_http2::grpc(), server.addr);
+    let mut svc = Svc::connect(proxy.addr).await;
+    let method = |name: &str| ("method", text(&format!("/test.Svc/{name}")));
+
+    // Three messages of 5 + 5002 bytes and the beginning of a fourth.
+    let bytes = int(3 * 5007 + 100);
+    let cut = proxy.arm("truncate", &[method("Broken"), ("bytes", bytes)]);
+    let mut broken = svc.server_streaming("Broken", "10 5000").await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(broken.message().await.unwrap().unwrap().len(), 5002);
+    }
+    let status = broken.message().await.unwrap_err();
+    // hyper hides the reset from tonic, which maps codes of HTTP/2 only where it sees them.
+    assert_eq!(status.code(), Code::Unknown, "{status:?}");
+    assert!(
+        format!("{status:?}").contains("INTERNAL_ERROR"),
+        "{status:?}"
+    );
+    assert_eq!(cut.hits(), 1);
+
+    let changed = proxy.arm("corrupt", &[method("Create"), ("offset", int(4))]);
+    let reply = svc.unary("Create", Request::new(owned("hello"))).await;
+    assert_eq!(reply.unwrap().get_ref()[..], *b"hell\x90");
+    assert_eq!(changed.hits(), 1);
+
+    let slow = proxy.arm("throttle", &[method("Retried"), ("rate", text("100KB/s"))]);
+    let start = Instant::now();
+    let big = "abcd".repeat(10_000);
+    assert_eq!(svc.call("Retried", &big).await.unwrap(), big);
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    assert_eq!(slow.hits(), 1);
+
+    for (http, code) in [
+        (400, Code::Internal),
+        (401, Code::Unauthenticated),
+        (403, Code::PermissionDenied),
+        (404, Code::Unimplemented),
+        (429, Code::Unavailable),
+        (500, Code::Unknown),
+        (503, Code::Unavailable),
+    ] {
+        let rule = proxy.arm("response", &[method("Busy"), ("status", int(http))]);
+        let status = svc.call("Busy", "").await.unwrap_err();
+        assert_eq!(status.code(), code, "{status:?}");
+        assert!(status.message().contains(&http.to_string()), "{status:?}");
+        assert_eq!(rule.hits(), 1);
+        proxy.rules.lift(rule.id);
+    }
+    assert_eq!(svc.call("Unary", "after").await.unwrap(), "after");
     assert_eq!(proxy.degradations(), [""; 0]);
 }
 

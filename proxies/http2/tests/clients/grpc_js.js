@@ -1,4 +1,4 @@
-// @grpc/grpc-js's ordinary life, or what it makes of faults: `grpc_js.js PORT battery|faults`.
+// @grpc/grpc-js's ordinary life, or what it makes of faults: `grpc_js.js PORT battery|faults|replies`.
 'use strict';
 const grpc = require('@grpc/grpc-js');
 
@@ -30,10 +30,10 @@ function unary(method, message, { metadata = new grpc.Metadata(), options = in60
   });
 }
 
-function streaming(method, message, each = () => {}) {
+function streaming(method, message, each = () => {}, options = in60s()) {
   return new Promise((resolve) => {
     const got = [];
-    const call = client.makeServerStreamRequest('/test.Svc/' + method, same, same, Buffer.from(message), new grpc.Metadata(), in60s());
+    const call = client.makeServerStreamRequest('/test.Svc/' + method, same, same, Buffer.from(message), new grpc.Metadata(), options);
     call.on('data', (m) => { got.push(m.length); each(call); });
     call.on('error', () => {});
     call.on('status', (status) => setImmediate(() => resolve({ status, got })));
@@ -111,4 +111,33 @@ async function faults() {
   console.log('afterwards', big.got.length, sum(big.got));
 }
 
-({ battery, faults })[mode]().then(() => client.close(), (e) => { console.error(e); process.exit(1); });
+async function replies() {
+  await unary('Unary', 'warm');
+  console.log('ready');
+  await new Promise((r) => process.stdin.once('data', r));
+  process.stdin.unref();
+  let s = await streaming('Broken', '10 5000');
+  // How many of the three that arrive are handed on before the reset is heard of, is chance.
+  console.log('truncated', code(s.status), s.got.length <= 3 && s.got.every((n) => n === 5002));
+  console.log('corrupted', (await unary('Create', 'hello')).reply.toString('hex'));
+  const start = Date.now();
+  const big = Buffer.alloc(51200, 'abc');
+  console.log('throttled', (await unary('Retried', big)).reply.equals(big), Date.now() - start >= 400);
+  // A minute's worth: some of it comes.
+  s = await streaming('Stream', '1200 5000', () => {}, { deadline: Date.now() + 5000 });
+  console.log('deadline', code(s.status), s.got.length > 0 && s.got.length < 1200);
+  for (const [status, method] of [[503, 'Busy'], [403, 'Dropped'], [404, 'Delayed']]) console.log(status, code((await unary(method, '')).error));
+  console.log(500, await new Promise((resolve) => {
+    const call = client.makeBidiStreamRequest('/test.Svc/Chat', same, same, new grpc.Metadata(), in60s());
+    call.on('data', () => {});
+    call.on('error', () => {});
+    call.on('status', (status) => resolve(code(status)));
+    for (let i = 0; i < 3; i++) call.write(Buffer.from('x'));
+    call.end();
+  }));
+  console.log('reset', code((await unary('Fail', '')).error));
+  await new Promise((resolve, reject) => client.waitForReady(Date.now() + 60000, (e) => (e ? reject(e) : resolve())));
+  console.log('afterwards', String((await unary('Unary', 'alive')).reply), code((await unary('Fail', '')).error));
+}
+
+({ battery, faults, replies })[mode]().then(() => client.close(), (e) => { console.error(e); process.exit(1); });

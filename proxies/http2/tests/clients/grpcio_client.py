@@ -1,4 +1,4 @@
-"""grpcio's ordinary life, or what it makes of faults: `grpcio_client.py PORT battery|faults`."""
+"""grpcio's ordinary life, or what it makes of faults: `grpcio_client.py PORT battery|faults|replies`."""
 
 import json
 import sys
@@ -116,4 +116,32 @@ def faults():
     print("afterwards", sum(len(m) for m in chat((b"x" * 50000 for _ in range(50)), timeout=PATIENCE)))
 
 
-{"battery": battery, "faults": faults}[mode]()
+def replies():
+    unary("Unary")(b"warm", timeout=PATIENCE)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    got = []
+
+    def streamed(method, request, timeout=PATIENCE):
+        got.clear()
+        for message in stream(method)(request, timeout=timeout):
+            got.append(len(message))
+
+    # How many of the three that arrive are handed on before the reset is heard of, is chance.
+    print("truncated", outcome(lambda: streamed("Broken", b"10 5000"))[0], got == [5002, 5002, 5002][: len(got)])
+    print("corrupted", unary("Create")(b"hello", timeout=PATIENCE))
+    start = time.monotonic()
+    big = bytes(range(256)) * 200
+    print("throttled", unary("Retried")(big, timeout=PATIENCE) == big, time.monotonic() - start >= 0.4)
+    # A minute's worth: some of it comes.
+    print("deadline", outcome(lambda: streamed("Stream", b"1200 5000", 5))[0], 0 < len(got) < 1200)
+    for status, method in [(503, "Busy"), (403, "Dropped"), (404, "Delayed")]:
+        print(status, outcome(lambda: unary(method)(b"", timeout=PATIENCE))[0])
+    chat = channel.stream_stream("/test.Svc/Chat")
+    print(500, outcome(lambda: list(chat(iter([b"x"] * 3), timeout=PATIENCE)))[0])
+    print("reset", outcome(lambda: unary("Fail")(b"", timeout=PATIENCE))[0])
+    alive = unary("Unary")(b"alive", timeout=PATIENCE, wait_for_ready=True)
+    print("afterwards", alive, outcome(lambda: unary("Fail")(b"", timeout=PATIENCE))[0])
+
+
+{"battery": battery, "faults": faults, "replies": replies}[mode]()

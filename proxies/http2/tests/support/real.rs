@@ -96,10 +96,10 @@ pub fn battery(name: &str, addr: SocketAddr) -> String {
     run(script(name).arg(addr.port().to_string()).arg("battery"))
 }
 
-/// Runs a client's script, calls `arm` when it says that it is ready, and returns what it printed after that.
-pub fn faults(name: &str, addr: SocketAddr, arm: impl FnOnce()) -> String {
+/// Runs a client's script in this mode, calls `arm` when it says that it is ready, and returns what it printed after that.
+pub fn faults(name: &str, mode: &str, addr: SocketAddr, arm: impl FnOnce()) -> String {
     let mut command = script(name);
-    clients::faulted(command.arg(addr.port().to_string()).arg("faults"), arm)
+    clients::faulted(command.arg(addr.port().to_string()).arg(mode), arm)
 }
 
 /// A server that ends with the test, whichever way the test ends.
