@@ -653,10 +653,10 @@ fetch('http://' + process.argv[1] + '/text.txt', { headers: { 'Accept-Encoding':
 import sys, http.client, requests
 at = sys.argv[1]
 try:
-    requests.get(f"http://{at}/text.txt", timeout=0.3)
+    requests.get(f"http://{at}/text.txt", timeout=0.5)
 except requests.exceptions.RequestException as e:
     print(type(e).__name__)
-c = http.client.HTTPConnection(at, timeout=0.3)
+c = http.client.HTTPConnection(at, timeout=0.5)
 c.request("GET", "/text.txt")
 try:
     c.getresponse()
@@ -668,9 +668,15 @@ except OSError as e:
         "ReadTimeout\nTimeoutError\n"
     );
     let node = r#"
-fetch('http://' + process.argv[1] + '/text.txt', { signal: AbortSignal.timeout(300) }).catch((e) => console.log(e.name));
+fetch('http://' + process.argv[1] + '/text.txt', { signal: AbortSignal.timeout(2000) }).catch((e) => console.log(e.name));
 "#;
     assert_eq!(client("node", &["-e", node, &at]), "TimeoutError\n");
+    // A client may be gone before the proxy has had its turn.
+    let deadline = Instant::now() + PATIENCE;
+    while rule.hits() < 3 {
+        assert!(Instant::now() < deadline, "{} hits", rule.hits());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     assert_eq!(rule.hits(), 3);
     harness.rules.lift(rule.id);
     // The clients that gave up have cost nobody else anything.
