@@ -610,7 +610,8 @@ fn dig_waits_for_a_delayed_answer_or_asks_again() {
             .lines()
             .find_map(|l| l.strip_prefix(";; Query time: ")?.strip_suffix(" msec"))
             .unwrap_or_else(|| panic!("{page}"));
-        assert!(took.parse::<u32>().unwrap() >= 300, "{how}: {page}");
+        // Its clock is read by the millisecond at both ends.
+        assert!(took.parse::<u32>().unwrap() >= 298, "{how}: {page}");
         assert!(page.contains("192.0.2.80"), "{page}");
     }
     // What is not selected is not held: dig's least patience is enough.
