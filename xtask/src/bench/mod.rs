@@ -46,26 +46,33 @@ pub fn run(only: &[&str]) -> Result {
     std::fs::create_dir_all(&dir).map_err(|e| Error::new(format!("{}: {e}", dir.display())))?;
     let load = load();
     let mut table = Table::default();
-    let measured = parts(only, &mut table);
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let head = format!(
-        "{cores} cores, Linux {}, load {load} before and {} after; medians of {BLOCKS} interleaved blocks; noise is half the interquartile range",
-        read("/proc/sys/kernel/osrelease"),
-        self::load(),
-    );
-    let text = format!("{head}\n\n{table}");
-    println!("\n{text}");
     let path = dir.join("bench.md");
-    std::fs::write(&path, text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
+    let text = |table: &Table| {
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let head = format!(
+            "{cores} cores, Linux {}, load {load} before and {} after; medians of {BLOCKS} interleaved blocks; noise is half the interquartile range",
+            read("/proc/sys/kernel/osrelease"),
+            self::load(),
+        );
+        format!("{head}\n\n{table}")
+    };
+    // Part by part: it takes long, and what was measured before anything went wrong is not lost.
+    let save = |table: &Table| {
+        std::fs::write(&path, text(table))
+            .map_err(|e| Error::new(format!("{}: {e}", path.display())))
+    };
+    let measured = parts(only, &mut table, &save);
+    println!("\n{}", text(&table));
+    measured?;
     println!("written to {}", path.display());
-    // What was measured before anything went wrong is not lost.
-    measured.map(|()| true)
+    Ok(true)
 }
 
-fn parts(only: &[&str], table: &mut Table) -> Result<()> {
+fn parts(only: &[&str], table: &mut Table, save: &dyn Fn(&Table) -> Result<()>) -> Result<()> {
     let wanted = |part: &str| only.is_empty() || only.contains(&part);
     if wanted("tracing") {
         tracing::measure(table)?;
+        save(table)?;
     }
     let servers: Vec<&str> = only
         .iter()
@@ -78,12 +85,14 @@ fn parts(only: &[&str], table: &mut Table) -> Result<()> {
             syscalls::pwrite(&lab, table)?;
             syscalls::pgbench(&lab, table)?;
             delays::measure(&lab, table)?;
+            save(table)?;
         }
         if only.is_empty() || !servers.is_empty() {
-            proxies::measure(&lab, &servers, table)?;
+            proxies::measure(&lab, &servers, table, save)?;
         }
         if only.is_empty() {
             proxies::idle(&lab, table)?;
+            save(table)?;
         }
         let [quiet, calls, counted, rules] = lab.close()?;
         if wanted("calls") {
@@ -98,7 +107,7 @@ fn parts(only: &[&str], table: &mut Table) -> Result<()> {
         runs::empty(table)?;
         runs::matrix(table)?;
     }
-    Ok(())
+    save(table)
 }
 
 /// Where everything goes that a benchmark writes; the specs name it too.

@@ -105,13 +105,19 @@ fn sides(lab: &Lab, ways: &Ways) -> Result<Vec<Side>> {
 }
 
 /// Every protocol, every way; with names of servers, only these.
-pub fn measure(lab: &Lab, only: &[&str], table: &mut Table) -> Result<()> {
+pub fn measure(
+    lab: &Lab,
+    only: &[&str],
+    table: &mut Table,
+    save: &dyn Fn(&Table) -> Result<()>,
+) -> Result<()> {
     for ways in &lab.ways {
         let name = ways.to.variable.to_lowercase();
         if !only.is_empty() && !only.contains(&name.as_str()) {
             continue;
         }
         compare(ways.to, &sides(lab, ways)?, table)?;
+        save(table)?;
     }
     Ok(())
 }
