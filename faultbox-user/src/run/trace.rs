@@ -56,7 +56,7 @@ pub struct Trace {
 const COMMAND: &str = "command";
 const GAUGE: &str = "gauge";
 
-/// How many calls a measurement makes, how many of them are timed as one, and how many measurements of each kind there are; the fastest
+/// How many calls a measurement makes, how many of them are timed as one, and how many measurements of each kind there are while watched; the fastest
 /// counts, since whatever else the machine does only slows them. One of some hundred calls in a row is spared all of that soon.
 const SPINS: u64 = 5_000;
 const BATCH: u64 = 250;
@@ -104,7 +104,9 @@ pub fn trace(mut what: Traced<'_>) -> Result<Trace, RunError> {
 pub fn gauge() -> Result<Option<TraceCost>, RunError> {
     let exe = own_binary();
     let mut home = Home::create(&exe)?;
-    let cost = prepare(&home, None, None).map(|prepared| measure(&exe, &prepared.gauge));
+    let gauge = Gauge::new(&exe);
+    let cost =
+        prepare(&home, None, None).map(|prepared| gauge.cost(&prepared.gauge, prepared.kernel));
     // Whoever measures something has a run of its own, which says what it left.
     let _ = home.close();
     cost
@@ -169,6 +171,7 @@ fn follow(
     home: &Home,
     signals: &Signals,
 ) -> Result<Trace, RunError> {
+    let gauge = Gauge::new(exe);
     let prepared = prepare(home, lines, listener)?;
     let notes = prepared
         .kernel
@@ -191,7 +194,7 @@ fn follow(
         .map_err(|e| environment(format!("cannot start a process: {e}"), "free some"))?;
     let (status, took) = wait(child, &prepared.command, signals, began)?;
     let activity = prepared.tally.settled(COMMAND, &prepared.watch);
-    let cost = measure(exe, &prepared.gauge);
+    let cost = gauge.cost(&prepared.gauge, prepared.kernel);
     Ok(Trace {
         activity,
         status: status
@@ -281,42 +284,83 @@ fn wait(
     }
 }
 
-/// What the same call takes in the watched cgroup and outside of it.
-fn measure(exe: &Path, gauge: &Path) -> Option<TraceCost> {
-    let once = |call: &str, watched: bool| -> Option<f64> {
-        let mut command = Command::new(exe);
-        if watched {
-            command.arg("__enter").arg(gauge).arg(exe).arg(exe);
+/// What the gauge calls: what does the least, and what has a path.
+const GAUGED: [&str; 2] = ["getppid", "open"];
+
+/// What calls take, watched and before anybody was: a tracepoint in use sends every process's calls a longer way, so that one that is not
+/// watched meanwhile is no measure.
+struct Gauge<'a> {
+    exe: &'a Path,
+    /// Of each of [`GAUGED`], in nanoseconds, as often as it was measured.
+    plain: [Vec<f64>; GAUGED.len()],
+    watched: [Vec<f64>; GAUGED.len()],
+}
+
+impl<'a> Gauge<'a> {
+    /// Measures once; nothing must be attached yet.
+    fn new(exe: &'a Path) -> Gauge<'a> {
+        let mut gauge = Gauge {
+            exe,
+            plain: Default::default(),
+            watched: Default::default(),
+        };
+        gauge.spin(None);
+        gauge
+    }
+
+    /// Measures each call, in this cgroup or where this process is.
+    fn spin(&mut self, group: Option<&Path>) {
+        for (at, call) in GAUGED.iter().enumerate() {
+            let mut command = Command::new(self.exe);
+            if let Some(group) = group {
+                command
+                    .arg("__enter")
+                    .arg(group)
+                    .arg(self.exe)
+                    .arg(self.exe);
+            }
+            let output = command
+                .args(["__spin", call, &SPINS.to_string()])
+                .stdin(Stdio::null())
+                .stderr(Stdio::null())
+                .output();
+            let told = output.ok().and_then(|output| {
+                let text = String::from_utf8(output.stdout).ok()?;
+                text.trim().parse::<f64>().ok()
+            });
+            match group {
+                Some(_) => self.watched[at].extend(told),
+                None => self.plain[at].extend(told),
+            }
         }
-        let output = command
-            .args(["__spin", call, &SPINS.to_string()])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
-        String::from_utf8(output.stdout).ok()?.trim().parse().ok()
-    };
-    // How much longer it takes, and by how much measurements of the same differ.
-    let added = |call: &str| -> Option<(f64, f64)> {
-        let (mut plain, mut watched) = (vec![], vec![]);
-        // In turns, so that a machine that becomes slower does so for both.
+    }
+
+    /// Measures in the watched cgroup, then once more without anything attached: what has become slower meanwhile shows as doubt.
+    fn cost(mut self, group: &Path, kernel: Kernel) -> Option<TraceCost> {
         for _ in 0..ROUNDS {
-            plain.push(once(call, false)?);
-            watched.push(once(call, true)?);
+            self.spin(Some(group));
         }
-        let least = |all: &[f64]| all.iter().copied().fold(f64::MAX, f64::min);
-        let most = |all: &[f64]| all.iter().copied().fold(0.0, f64::max);
-        let spread = |all: &[f64]| most(all) - least(all);
-        let more = (least(&watched) - least(&plain)).max(0.0);
-        Some((more, spread(&plain).max(spread(&watched))))
-    };
-    let (call_ns, unsure_ns) = added("getppid")?;
-    Some(TraceCost {
-        call_ns,
-        // Each open comes with a close, which costs what any call costs.
-        open_ns: (added("open")?.0 - call_ns).max(call_ns),
-        unsure_ns,
-    })
+        drop(kernel);
+        self.spin(None);
+        let (call_ns, unsure_ns) = self.added(0)?;
+        Some(TraceCost {
+            call_ns,
+            // Each open comes with a close, which costs what any call costs.
+            open_ns: (self.added(1)?.0 - call_ns).max(call_ns),
+            unsure_ns,
+        })
+    }
+
+    /// How much longer a call takes, and by how much measurements of the same differ.
+    fn added(&self, at: usize) -> Option<(f64, f64)> {
+        let bounds = |all: &[f64]| {
+            let least = all.iter().copied().reduce(f64::min)?;
+            let most = all.iter().copied().reduce(f64::max)?;
+            Some((least, most - least))
+        };
+        let (plain, watched) = (bounds(&self.plain[at])?, bounds(&self.watched[at])?);
+        Some(((watched.0 - plain.0).max(0.0), plain.1.max(watched.1)))
+    }
 }
 
 /// The body of `__enter CGROUP PROGRAM ARGV…`: this process joins the cgroup and becomes the program.
