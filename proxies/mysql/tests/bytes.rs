@@ -11,26 +11,10 @@ use faultbox_contract::Arg;
 use faultbox_engine::testing::{Harness, PATIENCE, eventually};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Error, OptsBuilder, Row, Value};
-use support::{Server, faulted, server, skip};
+use support::{Server, blocking, faulted, server, skip, with_database};
 
 fn text(s: &str) -> Arg {
     Arg::Str(s.into())
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.unwrap()
-}
-
-/// The server, with a database of this test's own.
-async fn with_database(name: &'static str) -> Arc<Server> {
-    blocking(move || {
-        let server = server();
-        server.cli(&format!(
-            "DROP DATABASE IF EXISTS {name}; CREATE DATABASE {name}"
-        ));
-        server
-    })
-    .await
 }
 
 async fn connect(addr: SocketAddr, database: &str) -> Conn {

@@ -3,7 +3,6 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use mysql_async::{
     Conn, Error, InfileData, IsolationLevel, OptsBuilder, Pool, PoolConstraints, PoolOpts, Row,
     TxOpts, Value, params,
 };
-use support::{Server, server, skip};
+use support::{skip, with_database};
 
 /// Larger than a packet: both ends must put it together (manual, "Sending More Than 16Mb").
 const BIG: usize = 17 << 20;
@@ -23,22 +22,6 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 fn text(s: &str) -> Arg {
     Arg::Str(s.into())
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.unwrap()
-}
-
-/// The server, with a database of this test's own.
-async fn with_database(name: &'static str) -> Arc<Server> {
-    blocking(move || {
-        let server = server();
-        server.cli(&format!(
-            "DROP DATABASE IF EXISTS {name}; CREATE DATABASE {name}"
-        ));
-        server
-    })
-    .await
 }
 
 fn opts(addr: SocketAddr, database: &str) -> OptsBuilder {

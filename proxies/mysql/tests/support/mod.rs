@@ -50,6 +50,23 @@ pub fn server() -> Arc<Server> {
     server
 }
 
+/// Work that blocks, beside the test's own tasks.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// The server, with a database of one test's own.
+pub async fn with_database(name: &'static str) -> Arc<Server> {
+    blocking(move || {
+        let server = server();
+        server.cli(&format!(
+            "DROP DATABASE IF EXISTS {name}; CREATE DATABASE {name}"
+        ));
+        server
+    })
+    .await
+}
+
 impl Server {
     /// A server of the test's own that offers TLS, with this certificate.
     pub fn with_certificate(identity: &Identity) -> Server {
