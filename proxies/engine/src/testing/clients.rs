@@ -12,6 +12,22 @@ pub fn folder() -> PathBuf {
     )
 }
 
+/// Is nothing missing? If packages are, the test is left out where FAULTBOX_SKIP_REAL=1 asks for that, and says so loudly.
+///
+/// # Panics
+/// Some are missing, and nobody has asked for that.
+pub fn complete(missing: &[&str]) -> bool {
+    if missing.is_empty() {
+        return true;
+    }
+    let how = format!("apt-get install {}", missing.join(" "));
+    if std::env::var_os("FAULTBOX_SKIP_REAL").is_some_and(|v| v == "1") {
+        eprintln!("SKIPPED, NOT PASSED: real clients and servers are missing; {how}");
+        return false;
+    }
+    panic!("real clients and servers are missing: {how} (or skip with FAULTBOX_SKIP_REAL=1)");
+}
+
 /// Runs a client, which has nothing to read, to its end; what it printed.
 ///
 /// # Panics
