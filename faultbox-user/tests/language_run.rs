@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::{Recorder, toys};
+use faultbox::events::Untold;
 use faultbox::plan::report::Blame;
 use faultbox::plan::{Dest, FaultPart, IoUring, Launch, Outcome, ServiceDecl, TestKind};
 use faultbox::spec::{BodyVerdict, Host, LoadedSpec, PlanPorts, Transcript};
@@ -677,12 +678,12 @@ def test_raises():
             "{test}: {:?}",
             verdict.reason
         );
-        assert_eq!(transcript.unnamed.load(Ordering::Relaxed), 0);
+        assert_eq!(transcript.untold(), Untold::default());
     }
     // A list says nothing by itself; the verdict on the whole test does.
     let (verdict, transcript) = run(&spec, "test_list", &unnamed());
     assert_eq!(verdict.outcome, Outcome::Passed);
-    assert_eq!(transcript.unnamed.load(Ordering::Relaxed), 1);
+    assert_eq!(transcript.untold().paths, 1);
 
     let host = Arc::new(Recorder::default());
     host.events().lose(3);
@@ -693,6 +694,54 @@ def test_raises():
         message,
         "3 events were lost, so that it never happened cannot be said: 3 could not be kept"
     );
+}
+
+/// A connection that failed, and whose errno nobody could tell, may be the one that is meant, if it is connections that are asked for.
+#[test]
+fn an_errno_that_cannot_be_told_is_no_other() {
+    let spec = load(
+        r#"
+def test_never():
+    assert_never(type="connect", errno="ETIMEDOUT")
+def test_never_where():
+    assert_never(type="connect", where=lambda e: e.errno == "ETIMEDOUT")
+def test_list():
+    events(type="connect", errno="E*")
+def test_another_peer():
+    assert_never(type="connect", errno="ETIMEDOUT", peer="10.0.0.2:*")
+def test_any_event():
+    assert_never(errno="EIO")
+def test_none():
+    assert_eventually(type="connect", errno=None, ok=False)
+"#,
+    );
+    let failed = || {
+        let host = Arc::new(Recorder::default());
+        let fields = serde_json::json!({"ok": false, "peer": "10.0.0.1:9", "pid": 7});
+        host.events().record("connect", Some("db"), fields);
+        host
+    };
+    for test in ["test_never", "test_never_where"] {
+        let (verdict, _) = run(&spec, test, &failed());
+        assert_eq!(verdict.outcome, Outcome::Inconclusive, "{test}");
+        let message = verdict.reason.unwrap().message;
+        assert!(message.contains("1 connections failed"), "{message}");
+    }
+    for (test, untold) in [
+        ("test_list", 1),
+        ("test_another_peer", 0),
+        ("test_any_event", 0),
+        ("test_none", 0),
+    ] {
+        let (verdict, transcript) = run(&spec, test, &failed());
+        assert_eq!(
+            verdict.outcome,
+            Outcome::Passed,
+            "{test}: {:?}",
+            verdict.reason
+        );
+        assert_eq!(transcript.untold().errnos, untold, "{test}");
+    }
 }
 
 /// A path may be meant as it was written or as what it leads to.

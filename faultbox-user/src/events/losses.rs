@@ -1,5 +1,6 @@
 //! What a test has not seen, and why.
 
+use super::types::Lack;
 pub use crate::plan::Lost;
 
 /// What somebody has asked for, and so may have missed.
@@ -11,6 +12,52 @@ pub struct Asked {
     pub calls: bool,
     /// How often which call was made.
     pub counts: bool,
+}
+
+/// Events that may have been meant by what somebody asked for: how many, if only it were known what they lack.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Untold {
+    /// Opened files without their path.
+    pub paths: u64,
+    /// Failed connections without their errno.
+    pub errnos: u64,
+}
+
+impl Untold {
+    /// One more that lacks this.
+    pub fn count(&mut self, lack: Lack) {
+        match lack {
+            Lack::Path => self.paths += 1,
+            Lack::Errno => self.errnos += 1,
+        }
+    }
+
+    /// The more of each.
+    #[must_use]
+    pub fn max(self, other: Untold) -> Untold {
+        Untold {
+            paths: self.paths.max(other.paths),
+            errnos: self.errnos.max(other.errnos),
+        }
+    }
+
+    /// Them in words; `None` if there are none.
+    pub fn words(self) -> Option<String> {
+        let paths = (self.paths > 0).then(|| {
+            format!(
+                "{} files were opened whose paths nobody could tell any more",
+                self.paths
+            )
+        });
+        let errnos = (self.errnos > 0).then(|| {
+            format!(
+                "{} connections failed, and nobody could tell with which errno",
+                self.errnos
+            )
+        });
+        let words: Vec<String> = paths.into_iter().chain(errnos).collect();
+        (!words.is_empty()).then(|| words.join(", "))
+    }
 }
 
 /// What a test has lost altogether.
@@ -59,6 +106,29 @@ impl Losses {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_could_tell_in_words() {
+        let mut untold = Untold::default();
+        assert_eq!(untold.words(), None);
+        untold.count(Lack::Errno);
+        assert_eq!(
+            untold.words().unwrap(),
+            "1 connections failed, and nobody could tell with which errno"
+        );
+        let both = untold.max(Untold {
+            paths: 3,
+            errnos: 0,
+        });
+        assert_eq!(
+            both,
+            Untold {
+                paths: 3,
+                errnos: 1
+            }
+        );
+        assert!(both.words().unwrap().starts_with("3 files were opened"));
+    }
 
     #[test]
     fn what_was_not_asked_for_is_not_missed() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
-pub use losses::{Asked, Losses, Lost};
+pub use losses::{Asked, Losses, Lost, Untold};
 use spill::Spill;
 pub use types::FROM_KERNEL;
 

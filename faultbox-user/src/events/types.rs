@@ -19,9 +19,34 @@ pub const FROM_KERNEL: &[&str] = &[
 /// The types of those that are about system calls.
 pub const SYSTEM_CALLS: &[&str] = &["call", "open"];
 
-/// Does such an event lack the path of what it is about? It happened, and nobody can say to which file.
-pub fn is_unnamed(event: &super::Event) -> bool {
-    matches!(event.kind.as_str(), "open" | "exec") && !event.fields.contains_key("path")
+/// What an event may lack: it happened, and nobody can say more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// To which file.
+    Path,
+    /// With which errno it failed.
+    Errno,
+}
+
+impl Lack {
+    /// What this event lacks.
+    pub fn of(event: &super::Event) -> Option<Lack> {
+        let has = |field| event.fields.contains_key(field);
+        let failed = || event.fields.get("ok").and_then(serde_json::Value::as_bool) == Some(false);
+        match event.kind.as_str() {
+            "open" | "exec" if !has("path") => Some(Lack::Path),
+            "connect" if failed() && !has("errno") => Some(Lack::Errno),
+            _ => None,
+        }
+    }
+
+    /// The fields that it would have to tell.
+    pub fn fields(self) -> &'static [&'static str] {
+        match self {
+            Lack::Path => &["path", "resolved"],
+            Lack::Errno => &["errno"],
+        }
+    }
 }
 
 /// Every type with the fields that do not depend on a protocol.

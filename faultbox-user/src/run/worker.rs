@@ -33,7 +33,7 @@ use super::tracer::activity::{self, Tally};
 use super::tracer::{Feature, Watch};
 use super::wire::{Job, Message, Order, write_line};
 use crate::bench::{self, plan::Plan};
-use crate::events::{Asked, EventLog, Losses, Sink};
+use crate::events::{Asked, EventLog, Losses, Sink, Untold};
 use crate::plan::report::Blame;
 use crate::plan::{Launch, LogTail, Outcome, Reason, TestDecl, TestKind, TestReport, Topology};
 use crate::spec::{BodyVerdict, Host, HostError, LoadedSpec, Transcript};
@@ -487,7 +487,7 @@ impl<'a> Conductor<'a> {
                         || matches!(test.kind, TestKind::Baseline { .. }),
                     // Through the host: what the kernel has lost is told when somebody looks.
                     losses: host.events().losses(),
-                    unnamed: self.transcript.unnamed.load(Ordering::Relaxed),
+                    untold: self.transcript.untold(),
                     asked: self.transcript.asked(),
                 })
             }
@@ -499,7 +499,7 @@ impl<'a> Conductor<'a> {
                 assertions: 0,
                 judged_by_expectation: true,
                 losses: Losses::default(),
-                unnamed: 0,
+                untold: Untold::default(),
                 asked: Asked::default(),
             }),
             Err(reason) => {

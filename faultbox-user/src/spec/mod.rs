@@ -145,13 +145,30 @@ pub struct Transcript {
     pub asked_calls: std::sync::atomic::AtomicBool,
     /// It asked how often which system call was made.
     pub asked_counts: std::sync::atomic::AtomicBool,
-    /// How many opened files its questions for events may have meant, of which nobody could tell the path.
-    pub unnamed: std::sync::atomic::AtomicU64,
+    /// The events that its questions may have meant, if it were known what these lack.
+    pub untold: std::sync::Mutex<crate::events::Untold>,
     /// Where it is now: shown when it is cancelled.
     pub position: std::sync::Mutex<Option<crate::plan::SpecPos>>,
 }
 
 impl Transcript {
+    /// What nobody could tell when it asked.
+    pub fn untold(&self) -> crate::events::Untold {
+        *self
+            .untold
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Notes what nobody could tell this time.
+    pub fn note_untold(&self, untold: crate::events::Untold) {
+        let mut all = self
+            .untold
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *all = all.max(untold);
+    }
+
     /// What the test has asked for so far.
     pub fn asked(&self) -> Asked {
         use std::sync::atomic::Ordering::Relaxed;

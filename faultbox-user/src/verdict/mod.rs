@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use faultbox_contract::duration;
 
-use crate::events::{Asked, Losses};
+use crate::events::{Asked, Losses, Untold};
 use crate::plan::report::Blame;
 use crate::plan::{Outcome, Reason, SpecPos};
 use crate::spec::BodyVerdict;
@@ -54,8 +54,8 @@ pub struct Evidence {
     pub judged_by_expectation: bool,
     /// What was lost.
     pub losses: Losses,
-    /// How many opened files it may have meant whose paths nobody could tell.
-    pub unnamed: u64,
+    /// What it may have meant, if only it could have been told.
+    pub untold: Untold,
     /// What the test has asked for: from that it may have concluded something that it did not see.
     pub asked: Asked,
 }
@@ -124,10 +124,9 @@ fn missed(evidence: &Evidence) -> Option<String> {
             "{n} events were lost, so what was not seen may still have happened: {why}"
         ));
     }
-    if evidence.unnamed > 0 {
+    if let Some(words) = evidence.untold.words() {
         return Some(format!(
-            "{} files were opened whose paths nobody could tell any more, so what `events()` returned may be too little",
-            evidence.unnamed
+            "{words}, so what `events()` returned may be too little"
         ));
     }
     let of_counts = Asked {
@@ -275,7 +274,7 @@ mod tests {
             assertions: 1,
             judged_by_expectation: false,
             losses: Losses::default(),
-            unnamed: 0,
+            untold: Untold::default(),
             asked: Asked::default(),
         }
     }
@@ -379,7 +378,7 @@ mod tests {
         e.ending = body(Outcome::Failed);
         assert_eq!(decide(&e).outcome, Outcome::Failed);
         let mut e = evidence(body(Outcome::Passed));
-        e.unnamed = 2;
+        e.untold.paths = 2;
         assert_eq!(decide(&e).outcome, Outcome::Inconclusive);
         let mut e = evidence(body(Outcome::Passed));
         e.losses.before.no_room = 3;

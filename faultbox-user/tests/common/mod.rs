@@ -221,6 +221,18 @@ pub fn show(fault: &FaultSet) -> String {
 }
 
 impl Host for Recorder {
+    /// Of the kernel's events it has those that the test has recorded.
+    fn observes(&self, kind: &str) -> Result<(), HostError> {
+        match self.log.since(0).any(|event| event.kind == kind) {
+            true => Ok(()),
+            false => Err(HostError {
+                message: "no eBPF".into(),
+                help: None,
+                blame: Blame::Environment,
+            }),
+        }
+    }
+
     fn arm(&self, fault: &FaultSet) -> Result<ArmId, HostError> {
         if fault.name == "refused" {
             return Err(HostError {

@@ -17,13 +17,14 @@ use starlark::values::tuple::UnpackTuple;
 use starlark::values::{Heap, Value};
 
 use super::{mock_calls, names};
-use crate::events::{Event, types};
+use crate::events::types::{self, Lack};
+use crate::events::{Event, Untold};
 use crate::plan::ServiceDecl;
 use crate::spec::context::{RunState, context, count_assertion, running};
 use crate::spec::convert::{alloc_json, kind_of};
 use crate::spec::params::{callable, given, is_callable, span};
 use crate::spec::problem::{Place, Problem};
-use crate::spec::values::event::{EventValue, asks_for_path, field};
+use crate::spec::values::event::{EventValue, asks_for_untold, field};
 use crate::spec::values::service::ServiceValue;
 
 /// One condition on a field.
@@ -203,13 +204,19 @@ impl<'v> Filter<'v> {
     ) -> starlark::Result<Answer> {
         let heap = eval.heap();
         let mut answer = Answer::Yes;
+        // Who asks for an errno of whatever kind of event does not mean connections.
+        let lack = Lack::of(event).filter(|lack| *lack == Lack::Path || self.kind.is_some());
         for (name, test) in &self.fields {
             let holds = match test {
-                Test::Path { tail, .. } if types::is_unnamed(event) => {
+                Test::Path { tail, .. } if lack == Some(Lack::Path) => {
                     if !may_end(event, tail) {
                         return Ok(Answer::No);
                     }
-                    answer = Answer::Unknown;
+                    answer = Answer::Unknown(Lack::Path);
+                    continue;
+                }
+                Test::Glob(_) if lack == Some(Lack::Errno) && name == "errno" => {
+                    answer = Answer::Unknown(Lack::Errno);
                     continue;
                 }
                 // What it leads to is as good as what was written.
@@ -224,11 +231,11 @@ impl<'v> Filter<'v> {
         }
         for function in &self.wheres {
             let value = heap.alloc(EventValue(event.clone()));
-            let (judged, asked) = asks_for_path(|| eval.eval_function(*function, &[value], &[]));
-            match (judged?.to_bool(), asked) {
+            let (judged, asked) = asks_for_untold(|| eval.eval_function(*function, &[value], &[]));
+            match (judged?.to_bool(), lack.filter(|_| asked)) {
                 (true, _) => {}
-                (false, true) => answer = Answer::Unknown,
-                (false, false) => return Ok(Answer::No),
+                (false, Some(lack)) => answer = Answer::Unknown(lack),
+                (false, None) => return Ok(Answer::No),
             }
         }
         Ok(answer)
@@ -240,8 +247,8 @@ impl<'v> Filter<'v> {
 enum Answer {
     Yes,
     No,
-    /// It depends on the path of a file that nobody could tell any more.
-    Unknown,
+    /// It depends on what nobody could tell.
+    Unknown(Lack),
 }
 
 /// What the pattern ends with literally.
@@ -334,8 +341,8 @@ fn escaped(text: &str) -> String {
 struct Search {
     /// The last event that was looked at.
     seq: u64,
-    /// How many among those might have been meant, if their paths were known.
-    unnamed: u64,
+    /// Those among them that might have been meant.
+    untold: Untold,
 }
 
 /// The next event that matches.
@@ -349,7 +356,7 @@ fn find<'v>(
         search.seq = event.seq;
         match filter.judge(eval, &event)? {
             Answer::Yes => return Ok(Some(event)),
-            Answer::Unknown => search.unnamed += 1,
+            Answer::Unknown(lack) => search.untold.count(lack),
             Answer::No => {}
         }
     }
@@ -475,15 +482,20 @@ pub(super) fn lost(run: &RunState, what: &str) -> Result<(), Problem> {
     }
 }
 
-/// The same where the paths of opened files could not be told.
-fn unnamed(search: &Search, what: &str) -> Result<(), Problem> {
-    match search.unnamed {
-        0 => Ok(()),
-        n => Err(Problem::undecided(format!(
-            "{n} files were opened whose paths nobody could tell any more, so {what} cannot be said"
-        ))
-        .help("processes that end at once after opening a file by a relative path leave only that: events(type=\"open\") has it as `.written`; use absolute paths, or name more of what is meant")),
-    }
+/// The same where something about an event could not be told.
+fn told(search: &Search, what: &str) -> Result<(), Problem> {
+    let Some(words) = search.untold.words() else {
+        return Ok(());
+    };
+    let help = match search.untold.paths {
+        0 => {
+            "a connection that never sent a packet has none to tell, and neither has any where the run says so above; ask for `ok=False`, or name more of what is meant"
+        }
+        _ => {
+            "processes that end at once after opening a file by a relative path leave only that: events(type=\"open\") has it as `.written`; use absolute paths, or name more of what is meant"
+        }
+    };
+    Err(Problem::undecided(format!("{words}, so {what} cannot be said")).help(help))
 }
 
 fn within(value: Option<Value>) -> Result<Duration, Problem> {
@@ -509,9 +521,7 @@ fn module(builder: &mut GlobalsBuilder) {
         while let Some(event) = find(eval, run, &filter, &mut search)? {
             found.push(eval.heap().alloc(EventValue(event)));
         }
-        run.transcript
-            .unnamed
-            .fetch_max(search.unnamed, Ordering::Relaxed);
+        run.transcript.note_untold(search.untold);
         Ok(eval.heap().alloc(AllocList(found)))
     }
 
@@ -532,7 +542,7 @@ fn module(builder: &mut GlobalsBuilder) {
             Some(event) => Ok(eval.heap().alloc(EventValue(event))),
             None => {
                 lost(run, "whether it happened")?;
-                unnamed(&search, "whether it happened")?;
+                told(&search, "whether it happened")?;
                 Err(Problem::assertion("no such event")
                     .compared(
                         format!("an event with {}", filter.text),
@@ -565,7 +575,7 @@ fn module(builder: &mut GlobalsBuilder) {
                 .into());
         }
         lost(run, "that it never happened")?;
-        unnamed(&search, "that it never happened")?;
+        told(&search, "that it never happened")?;
         Ok(NoneType)
     }
 
@@ -587,7 +597,7 @@ fn module(builder: &mut GlobalsBuilder) {
             let mut search = Search::default();
             let event = wait_for(eval, run, &filter, &mut search, deadline)?;
             // One before it may have been the first.
-            unnamed(&search, "which came first")?;
+            told(&search, "which came first")?;
             match event {
                 Some(event) => found.push((event, filter.text)),
                 None => {

@@ -11,7 +11,8 @@ use starlark::values::{
     starlark_value,
 };
 
-use crate::events::{Event, types};
+use crate::events::Event;
+use crate::events::types::Lack;
 use crate::spec::convert::alloc_json;
 
 /// One event: `.seq .time .type .service`, `.fields` as a dict, and each field by its name; a missing field is None.
@@ -21,12 +22,12 @@ pub struct EventValue(pub Arc<Event>);
 starlark::starlark_simple_value!(EventValue);
 
 thread_local! {
-    /// Has the path of an event been asked for that has none to tell?
+    /// Has an event been asked for what it lacks?
     static ASKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `judge`, and says whether it looked for the path of an event whose path is not known.
-pub fn asks_for_path<T>(judge: impl FnOnce() -> T) -> (T, bool) {
+/// Runs `judge`, and says whether it asked an event for what that lacks.
+pub fn asks_for_untold<T>(judge: impl FnOnce() -> T) -> (T, bool) {
     ASKED.set(false);
     let judged = judge();
     (judged, ASKED.get())
@@ -34,7 +35,8 @@ pub fn asks_for_path<T>(judge: impl FnOnce() -> T) -> (T, bool) {
 
 impl EventValue {
     fn asked(&self, attribute: &str) {
-        if matches!(attribute, "path" | "resolved" | "fields") && types::is_unnamed(&self.0) {
+        let about = |lack: Lack| attribute == "fields" || lack.fields().contains(&attribute);
+        if Lack::of(&self.0).is_some_and(about) {
             ASKED.set(true);
         }
     }
