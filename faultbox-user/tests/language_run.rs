@@ -701,8 +701,6 @@ def test_raises():
 fn an_errno_that_cannot_be_told_is_no_other() {
     let spec = load(
         r#"
-def test_never():
-    assert_never(type="connect", errno="ETIMEDOUT")
 def test_never_where():
     assert_never(type="connect", where=lambda e: e.errno == "ETIMEDOUT")
 def test_list():
@@ -711,35 +709,22 @@ def test_another_peer():
     assert_never(type="connect", errno="ETIMEDOUT", peer="10.0.0.2:*")
 def test_any_event():
     assert_never(errno="EIO")
-def test_none():
-    assert_eventually(type="connect", errno=None, ok=False)
 "#,
     );
     let failed = || {
         let host = Arc::new(Recorder::default());
-        let fields = serde_json::json!({"ok": false, "peer": "10.0.0.1:9", "pid": 7});
-        host.events().record("connect", Some("db"), fields);
+        let fields = serde_json::json!({"ok": false, "peer": "10.0.0.1:9"});
+        host.events().record("connect", None, fields);
         host
     };
-    for test in ["test_never", "test_never_where"] {
-        let (verdict, _) = run(&spec, test, &failed());
-        assert_eq!(verdict.outcome, Outcome::Inconclusive, "{test}");
-        let message = verdict.reason.unwrap().message;
-        assert!(message.contains("1 connections failed"), "{message}");
-    }
-    for (test, untold) in [
-        ("test_list", 1),
-        ("test_another_peer", 0),
-        ("test_any_event", 0),
-        ("test_none", 0),
+    for (test, outcome, untold) in [
+        ("test_never_where", Outcome::Inconclusive, 0),
+        ("test_list", Outcome::Passed, 1),
+        ("test_another_peer", Outcome::Passed, 0),
+        ("test_any_event", Outcome::Passed, 0),
     ] {
         let (verdict, transcript) = run(&spec, test, &failed());
-        assert_eq!(
-            verdict.outcome,
-            Outcome::Passed,
-            "{test}: {:?}",
-            verdict.reason
-        );
+        assert_eq!(verdict.outcome, outcome, "{test}");
         assert_eq!(transcript.untold().errnos, untold, "{test}");
     }
 }
