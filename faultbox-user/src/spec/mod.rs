@@ -146,7 +146,7 @@ pub struct Transcript {
     /// It asked how often which system call was made.
     pub asked_counts: std::sync::atomic::AtomicBool,
     /// The events that its questions may have meant, if it were known what these lack.
-    pub untold: std::sync::Mutex<crate::events::Untold>,
+    untold: std::sync::Mutex<crate::events::Untold>,
     /// Where it is now: shown when it is cancelled.
     pub position: std::sync::Mutex<Option<crate::plan::SpecPos>>,
 }

@@ -205,7 +205,8 @@ impl<'v> Filter<'v> {
         let heap = eval.heap();
         let mut answer = Answer::Yes;
         // Who asks for an errno of whatever kind of event does not mean connections.
-        let lack = Lack::of(event).filter(|lack| *lack == Lack::Path || self.kind.is_some());
+        let counts = |lack: &Lack| *lack == Lack::Path || self.kind.is_some();
+        let lack = Lack::of(event).filter(counts);
         for (name, test) in &self.fields {
             let holds = match test {
                 Test::Path { tail, .. } if lack == Some(Lack::Path) => {
@@ -232,7 +233,7 @@ impl<'v> Filter<'v> {
         for function in &self.wheres {
             let value = heap.alloc(EventValue(event.clone()));
             let (judged, asked) = asks_for_untold(|| eval.eval_function(*function, &[value], &[]));
-            match (judged?.to_bool(), lack.filter(|_| asked)) {
+            match (judged?.to_bool(), asked.filter(counts)) {
                 (true, _) => {}
                 (false, Some(lack)) => answer = Answer::Unknown(lack),
                 (false, None) => return Ok(Answer::No),

@@ -22,22 +22,23 @@ pub struct EventValue(pub Arc<Event>);
 starlark::starlark_simple_value!(EventValue);
 
 thread_local! {
-    /// Has an event been asked for what it lacks?
-    static ASKED: Cell<bool> = const { Cell::new(false) };
+    /// What events have been asked for that they lack.
+    static ASKED: Cell<Option<Lack>> = const { Cell::new(None) };
 }
 
-/// Runs `judge`, and says whether it asked an event for what that lacks.
-pub fn asks_for_untold<T>(judge: impl FnOnce() -> T) -> (T, bool) {
-    ASKED.set(false);
+/// Runs `judge`, and says what it asked events for that they lack: the one that is judged, or any other that it knows.
+pub fn asks_for_untold<T>(judge: impl FnOnce() -> T) -> (T, Option<Lack>) {
+    ASKED.set(None);
     let judged = judge();
     (judged, ASKED.get())
 }
 
 impl EventValue {
     fn asked(&self, attribute: &str) {
-        let about = |lack: Lack| attribute == "fields" || lack.fields().contains(&attribute);
-        if Lack::of(&self.0).is_some_and(about) {
-            ASKED.set(true);
+        if let Some(lack) = Lack::of(&self.0)
+            && (attribute == "fields" || lack.fields().contains(&attribute))
+        {
+            ASKED.set(Some(lack));
         }
     }
 
